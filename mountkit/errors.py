@@ -134,3 +134,8 @@ def from_json(data: dict[str, Any]) -> MountkitError:
     """The error another process sent; a kind this version does not know becomes a plain MountkitError."""
     kind = _KINDS.get(str(data.get("kind")), MountkitError)
     return kind(str(data.get("sentence", "unknown error")), str(data.get("hint", "")))
+
+
+def two_lines(error: MountkitError) -> str:
+    """How an error looks on stderr."""
+    return f"error: {error.sentence}" + (f"\nhint: {error.hint}" if error.hint else "")

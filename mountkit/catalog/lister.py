@@ -1,0 +1,270 @@
+"""Asking the bucket what it holds, for the catalog: single names first, whole listings when it pays, each once.
+
+A cold lookup asks for that one name: HEAD of the key and one key of `key/`, at the same time. From the third lookup in
+a directory on, or with the first readdir, the directory is listed page by page; whoever waits goes on as soon as the
+listing has passed what he asked for. When the bucket cannot be reached, what is known already stays the answer and
+the result says it is stale, unless the mount promised `--ttl 0`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from mountkit import names
+from mountkit.catalog.tree import Catalog, Change, Directory, Kind
+from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
+from mountkit.store.api import ObjectInfo, Page, Store
+
+log = logging.getLogger(__name__)
+_SINGLE_LOOKUPS = 2
+_DIRECTORIES = 4096
+_REQUESTS_AT_ONCE = 64
+_PAGE = 1000
+T = TypeVar("T")
+
+
+class _Listing:
+    """One directory's listing under way."""
+
+    def __init__(self) -> None:
+        self.started = time.time()
+        self.advanced = trio.Event()
+        """Set, and replaced, after each page and at the end."""
+        self.done = False
+        self.error: MountkitError | None = None
+        self.changes: list[Change] = []
+
+    def __repr__(self) -> str:
+        return f"<_Listing {'done' if self.done else 'running'} error={self.error!r}>"
+
+    def advance(self) -> None:
+        event, self.advanced = self.advanced, trio.Event()
+        event.set()
+
+
+class Lister:
+    """Fills the catalog from one store. One trio thread owns it; listings run in the nursery given to `run`."""
+
+    def __init__(self, catalog: Catalog, store: Store, *, ttl_s: float) -> None:
+        self._catalog, self._store, self._ttl_s = catalog, store, ttl_s
+        self._limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
+        self._listings: dict[int, _Listing] = {}
+        self._lookups: dict[tuple[int, bytes], trio.Event] = {}
+        self._misses: OrderedDict[int, int] = OrderedDict()
+        self._nursery: trio.Nursery | None = None
+        self.unreachable = ""
+        """Why the bucket could not be asked the last time; empty once it answers again."""
+
+    def __repr__(self) -> str:
+        return f"<Lister {len(self._listings)} listings, {len(self._lookups)} lookups under way>"
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    # ---- names ---------------------------------------------------------------------------------------------
+    async def lookup(self, parent: int, name: bytes, fresh_after: float) -> bool:
+        """Has the catalog know `name` in `parent` as of `fresh_after`. True if only older knowledge could be had.
+
+        Raises ObjectChanged for a directory the catalog does not have, the StoreError where nothing is known.
+        """
+        while not self._knows(parent, name, fresh_after):
+            under_way = self._lookups.get((parent, name))
+            if under_way is not None:
+                await under_way.wait()
+                if fresh_after > time.time() - 1.0:
+                    return False  # with --ttl 0 an answer that came while we waited is as fresh as can be
+                continue
+            event = self._lookups[parent, name] = trio.Event()
+            try:
+                await self._ask_for_name(parent, name)
+                return False
+            except StoreError as exc:
+                return self._fall_back(exc, known=self._knows(parent, name, 0.0))
+            finally:
+                del self._lookups[parent, name]
+                event.set()
+        return False
+
+    def _knows(self, parent: int, name: bytes, fresh_after: float) -> bool:
+        known = self._catalog.lookup(parent, name)
+        return known is not None and known.as_of >= fresh_after
+
+    async def _ask_for_name(self, parent: int, name: bytes) -> None:
+        directory = self._directory(parent)
+        if self._catalog.is_keys_directory(parent):
+            await self._ask_for_odd_key(parent, name)
+            return
+        misses = self._misses[parent] = self._misses.pop(parent, 0) + 1
+        if len(self._misses) > _DIRECTORIES:
+            self._misses.popitem(last=False)
+        if misses > _SINGLE_LOOKUPS:
+            asked = time.time()
+            listing = self._listing(parent)
+            await listing.advanced.wait()
+            if self._knows(parent, name, min(listing.started, asked)):
+                return
+            if listing.error is not None:
+                raise listing.error
+        await self._single(directory, name)
+
+    async def _single(self, directory: Directory, name: bytes) -> None:
+        """One round trip: is there an object of that name, is there anything below it?"""
+        key = directory.prefix + name
+        if not names.is_component(name):
+            self._catalog.record_absent(directory.id, name)
+            return
+        info: list[ObjectInfo | None] = [None]
+        below: list[Page] = []
+
+        async def head() -> None:
+            try:
+                info[0] = await self._call(lambda: self._store.head(key))
+            except ObjectMissing:
+                info[0] = None
+
+        async def first_below() -> None:
+            below.append(await self._call(lambda: self._store.list_page(key + b"/", delimiter=b"", limit=1)))
+
+        await _both(head, first_below)
+        if info[0] is not None:
+            self._catalog.record_object(directory.id, name, info[0])
+        if below[0].objects:
+            self._catalog.record_directory(directory.id, name)
+        elif info[0] is None:
+            self._catalog.record_absent(directory.id, name)
+
+    async def _ask_for_odd_key(self, parent: int, name: bytes) -> None:
+        key = self._catalog.key_of_escaped(parent, name)
+        if key is None:
+            self._catalog.record_absent(parent, name)
+            return
+        try:
+            info = await self._call(lambda: self._store.head(key))
+        except ObjectMissing:
+            self._catalog.record_absent(parent, name)
+        else:
+            self._catalog.record_object(parent, name, info)
+
+    # ---- listings ------------------------------------------------------------------------------------------
+    async def list_beyond(self, directory: int, cookie: int, fresh_after: float) -> bool:
+        """Returns once readers can page on after `cookie`; True if only an older listing could be had."""
+        while True:
+            page = self._catalog.page(directory, cookie, 1, fresh_after)
+            if page.entries or page.done:
+                return False
+            listing = self._listing(directory)
+            await listing.advanced.wait()
+            if listing.error is not None:
+                complete = self._catalog.page(directory, cookie, 1, 0.0)
+                return self._fall_back(listing.error, known=bool(complete.entries or complete.done))
+
+    async def list_whole(self, directory: int, fresh_after: float) -> list[Change]:
+        """Returns once the directory's listing is complete as of `fresh_after`: the names that changed by it."""
+        known = self._directory(directory)
+        if known.complete and known.listed_at >= fresh_after and directory not in self._listings:
+            return []
+        listing = self._listing(directory)
+        while not listing.done:
+            await listing.advanced.wait()
+        if listing.error is not None:
+            raise listing.error
+        return listing.changes
+
+    async def refresh(self, directory: int | None) -> list[Change]:
+        """Asks anew for every directory below `directory` that was ever listed: all names that changed."""
+        changes = list(self._catalog.expire(directory))
+        async with trio.open_nursery() as nursery:
+            for listed in self._catalog.listed_directories(directory):
+                await trio.lowlevel.checkpoint()
+                nursery.start_soon(self._refresh_one, listed, changes)
+        return changes
+
+    async def _refresh_one(self, directory: int, changes: list[Change]) -> None:
+        changes += await self.list_whole(directory, math.inf)
+
+    def _listing(self, directory: int) -> _Listing:
+        """The listing of this directory that is under way, or one that starts now."""
+        listing = self._listings.get(directory)
+        if listing is None:
+            known = self._directory(directory)
+            listing = self._listings[directory] = _Listing()
+            assert self._nursery is not None
+            self._nursery.start_soon(self._list, known, listing)
+        return listing
+
+    async def _list(self, directory: Directory, listing: _Listing) -> None:
+        if self._catalog.is_keys_directory(directory.id):
+            self._catalog.touch_listing(directory.id)
+        else:
+            try:
+                await self._list_pages(directory, listing)
+            except MountkitError as exc:
+                listing.error = exc
+        listing.done = True
+        del self._listings[directory.id]
+        listing.advance()
+
+    async def _list_pages(self, directory: Directory, listing: _Listing) -> None:
+        writer = self._catalog.begin_listing(directory.id)
+        token = ""
+        while True:
+            asked = token
+            page = await self._call(lambda: self._store.list_page(directory.prefix, token=asked, limit=_PAGE))  # noqa: B023
+            listing.changes += writer.add(page)
+            token = page.next_token
+            if not token:
+                listing.changes += writer.finish()
+                return
+            listing.advance()
+
+    # ---- inside --------------------------------------------------------------------------------------------
+    def _directory(self, ident: int) -> Directory:
+        found = self._catalog.directory(ident)
+        if found is None:
+            raise ObjectChanged("that directory is not known any more")
+        return found
+
+    async def _call(self, request: Callable[[], T]) -> T:
+        try:
+            answer = await trio.to_thread.run_sync(request, abandon_on_cancel=True, limiter=self._limiter)
+        except ObjectMissing:
+            self.unreachable = ""
+            raise
+        except StoreError as exc:
+            self.unreachable = str(exc)
+            raise
+        self.unreachable = ""
+        return answer
+
+    def _fall_back(self, error: MountkitError, *, known: bool) -> bool:
+        if known and self._ttl_s > 0 and isinstance(error, StoreUnavailable):
+            log.warning("showing what was known before: %s", error)
+            return True
+        raise error
+
+
+async def _both(first: Callable[[], object], second: Callable[[], object]) -> None:
+    """Runs two async functions at once; the first error of theirs comes out bare."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)  # type: ignore[arg-type]
+            nursery.start_soon(second)  # type: ignore[arg-type]
+    except* StoreError as group:
+        raise _first(group) from group
+
+
+def _first(group: BaseExceptionGroup[StoreError]) -> StoreError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, StoreError)
+    return found

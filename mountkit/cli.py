@@ -1,0 +1,198 @@
+"""The command line: words in, words out, exit codes. Each command is a few lines over the modules that do the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mountkit import __version__, errors
+from mountkit.config import OPTIONS, MountSettings, mount_settings, parse_mount_options
+from mountkit.errors import MountkitError, UsageError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+INTERRUPTED = 130
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, "-V", "--version", prog_name="mountkit")
+def cli() -> None:
+    """Mount buckets as directories and run training containers on them.
+
+    \b
+    mountkit mount bucket /s3-mount --cache /tmp
+    mountkit run --input s3://data/train:/data/input my/image:latest
+    """
+
+
+def _mount_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(OPTIONS):
+        if option.parse is None:
+            decorate = click.option(f"--{option.name}", is_flag=True, default=None, help=option.words)
+        else:
+            decorate = click.option(f"--{option.name}", metavar=option.metavar, help=option.words)
+        command = decorate(command)
+    return command
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("directory")
+@_mount_flags
+@click.option("--foreground", "-f", is_flag=True, help="Stay: this process is the mount's keeper.")
+@click.option("-o", "mount_options", multiple=True, metavar="OPT,…", help="Options as mount(8) writes them.")
+def mount(source: str, directory: str, foreground: bool, mount_options: tuple[str, ...], **flags: Any) -> None:
+    """Mount SOURCE (bucket, bucket/prefix or s3://bucket/prefix?region=…) at DIRECTORY, read-only."""
+    from mountkit import mounts
+
+    given: dict[str, Any] = {}
+    for text in mount_options:
+        given |= parse_mount_options(text)
+    given |= {name: value for name, value in flags.items() if value is not None}
+    settings = mount_settings(source, directory, **given)
+    credentials = _passwd_credentials(given.get("passwd_file") or given.get("passwd-file"), settings)
+    try:
+        if foreground:
+            mounts.mount_in_foreground(settings, passwd_credentials=credentials)
+        if not mounts.mount(settings, passwd_credentials=credentials):
+            click.echo(f"{settings.source} is mounted at {settings.directory} already", err=True)
+    except MountkitError as exc:
+        prefix = f"cannot mount `{settings.source}` at `{settings.directory}`: "
+        if not exc.sentence.startswith("cannot mount"):
+            exc.sentence = prefix + exc.sentence
+        raise
+
+
+def _passwd_credentials(path: str | None, settings: MountSettings) -> tuple[str, str] | None:
+    if not path:
+        return None
+    from mountkit.store.passwd import read_passwd_file
+
+    return read_passwd_file(path, settings.source.bucket)
+
+
+@cli.command()
+@click.argument("directory")
+@click.option("--force", is_flag=True, help="Cut off whoever still works in it.")
+def unmount(directory: str, force: bool) -> None:
+    """Unmount DIRECTORY and end its processes."""
+    from mountkit import mounts
+
+    mounts.unmount(directory, force=force)
+
+
+@cli.command()
+@click.argument("directory", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable: a list of objects.")
+def status(directory: str | None, as_json: bool) -> None:
+    """Show every mount of this host, or the one DIRECTORY lies in."""
+    from mountkit import mounts, report
+
+    if directory is None:
+        found = mounts.list_all()
+    else:
+        one = mounts.find(directory)
+        if one is None:
+            raise UsageError(f"{directory} is not in a mount of mountkit", "`mountkit status` lists the mounts")
+        found = [one]
+    if as_json:
+        click.echo(json.dumps([report.as_json(info) for info in found], indent=2))
+    elif not found:
+        click.echo("no mounts")
+    else:
+        click.echo("\n\n".join(report.as_text(info) for info in found))
+
+
+@cli.command()
+@click.argument("directory")
+def refresh(directory: str) -> None:
+    """Ask the bucket anew for everything known below DIRECTORY, and have the kernel forget what changed."""
+    from mountkit import mounts
+
+    keeper, info = mounts.client(directory)
+    with keeper:
+        answer = keeper.call("refresh", path=_relative(directory, info.directory))
+    click.echo(f"{answer['changed']} names changed")
+
+
+@cli.command()
+@click.argument("directory")
+def warm(directory: str) -> None:
+    """Fetch everything below DIRECTORY into the cache. Ctrl-C stops it; what has arrived stays."""
+    from mountkit import mounts, report
+
+    mover, info = mounts.mover_client(directory)
+    with mover:
+        ttl_s = info.details["ttl_s"]
+        updates = mover.stream("warm", path=_relative(directory, info.directory), fresh=report.oldest_fresh(ttl_s))
+        result = report.show_warm(updates)
+    if result["failed"]:
+        raise MountkitError(
+            f"{result['failed']} files could not be fetched: {result['failures'][0]}",
+            f"the log {info.details['log']} names all",
+        )
+
+
+def _relative(path: str, mount_point: str) -> str:
+    from mountkit import mountinfo
+
+    return os.path.relpath(mountinfo.resolve(path), mount_point).removeprefix(".")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--input", "inputs", multiple=True, metavar="SRC[:DEST]", help="Source or directory, read-only in the container."
+)
+@click.option("--output", "outputs", multiple=True, metavar="DIR[:DEST]", help="Directory the container may write to.")
+@click.option("--env", "-e", "environment", multiple=True, metavar="K=V", help="Environment variable of the container.")
+@click.option("--name", default="", metavar="NAME", help="Name of the container.")
+@click.option("--shm-size", default="", metavar="SIZE", help="Size of /dev/shm, for DataLoader workers.")
+@click.option("--stop-timeout", default="", metavar="TIME", help="How long the container may take to stop.")
+@_mount_flags
+@click.argument("image")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(image: str, arguments: tuple[str, ...], **options: Any) -> None:
+    """Run IMAGE with its inputs mounted; ends with the container's exit code."""
+    from mountkit.run.command import run_from_flags
+
+    sys.exit(run_from_flags(image, list(arguments), options))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        cli.main(standalone_mode=False)
+    except MountkitError as exc:
+        click.echo(errors.two_lines(exc), err=True)
+        sys.exit(exc.exit_code)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(INTERRUPTED)
+    except click.exceptions.Exit as exc:
+        sys.exit(exc.exit_code)
+    except click.ClickException as exc:
+        hint = f"see `{exc.ctx.command_path} --help`" if isinstance(exc, click.UsageError) and exc.ctx else ""
+        click.echo(errors.two_lines(UsageError(exc.format_message().rstrip("."), hint)), err=True)
+        sys.exit(UsageError.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as exc:  # the one place where what nobody foresaw becomes words
+        if os.environ.get("MOUNTKIT_DEBUG"):
+            raise
+        click.echo(
+            f"error: mountkit failed in a way nobody foresaw: {exc!r}\nhint: set MOUNTKIT_DEBUG=1 and report it",
+            err=True,
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

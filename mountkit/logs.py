@@ -1,0 +1,37 @@
+"""Where our processes write what happened: one file a state directory, appended to by all processes of its mounts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+FILE_NAME = "mountkit.log"
+_LIMIT_BYTES = 10 << 20
+_FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
+
+
+def basic() -> None:
+    """Warnings and worse to stderr, until a better place is known."""
+    logging.basicConfig(level=logging.INFO, format=_FORMAT, stream=sys.stderr)
+    for noisy in ("boto3", "botocore", "urllib3", "pyfuse3", "s3transfer"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def to_state_directory(state_fd: int) -> None:
+    """From here on logs (and stderr) go to the state directory's file; a large one of earlier days is put aside.
+
+    Where the file cannot be written (full or read-only disk), stderr stays.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(FILE_NAME, flags, 0o600, dir_fd=state_fd)
+        if os.fstat(fd).st_size > _LIMIT_BYTES:
+            os.rename(FILE_NAME, FILE_NAME + ".1", src_dir_fd=state_fd, dst_dir_fd=state_fd)
+            os.close(fd)
+            fd = os.open(FILE_NAME, flags, 0o600, dir_fd=state_fd)
+    except OSError as exc:
+        logging.getLogger(__name__).warning("cannot write a log file: %s", exc)
+        return
+    os.dup2(fd, 2)
+    os.close(fd)

@@ -1,0 +1,274 @@
+"""Mounts of this host: start one, find the one a path lies in, ask it, unmount it, list them all.
+
+For the command line and the runner. A mount is found by the kernel's mountinfo, never by touching the directory, which
+may be dead; its keeper by the device number, which names the control socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import sys
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from mountkit import errors, ipc, mountinfo, places
+from mountkit.config import MountSettings, store_environment
+from mountkit.errors import MountBusy, MountError, UsageError
+from mountkit.mountinfo import MountPoint
+
+_READY_S = 60.0
+_GONE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountInfo:
+    """One mount of ours. `state` is ok, degraded, starting, stopping, or dead where no keeper answers."""
+
+    directory: str
+    source: str
+    state: str
+    device: str
+    owner_uid: int
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the keeper says; empty for a dead mount."""
+
+
+# ---- start ---------------------------------------------------------------------------------------------------
+def check_mount_point(directory: str) -> None:
+    """Raises UsageError or MountError if `directory` is not a directory something can be mounted at."""
+    found = mountinfo.covering(mountinfo.resolve(directory), mountinfo.ours())
+    if found is not None and found.directory != directory:
+        raise UsageError(f"{directory} lies inside the mount {found.directory}", "choose a directory outside of it")
+    try:
+        status = os.stat(directory)
+    except FileNotFoundError:
+        raise UsageError(f"the mount point {directory} does not exist", f"make it: `mkdir -p {directory}`") from None
+    except OSError as exc:
+        raise MountError(f"the mount point {directory} cannot be used: {os.strerror(exc.errno or 0)}") from exc
+    if not stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"the mount point {directory} is a file, not a directory", "name a directory")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise MountError(f"the mount point {directory} may not be entered by you", "check its owner and mode")
+    if os.listdir(directory):
+        raise UsageError(
+            f"the mount point {directory} is not empty", "a mount would hide what is in it; use an empty one"
+        )
+
+
+def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None = None) -> bool:
+    """Mounts and returns once the mount answers; False if the same source was mounted there already.
+
+    Raises MountkitError; then nothing is left behind.
+    """
+    there = _already(settings)
+    if there:
+        return False
+    from mountkit.serve import processes
+
+    process, fd = processes.spawn("mountkit.serve.keeper")
+    with socket.socket(fileno=fd) as channel:
+        _send_start(channel, settings, passwd_credentials)
+        try:
+            answer = _receive(channel)
+        except BaseException:
+            channel.close()  # the keeper notices that nobody waits for it, and undoes what it did
+            _wait_for_end(process.pid)
+            raise
+    if "error" in answer:
+        process.wait()
+        raise errors.from_json(answer["error"])
+    return True
+
+
+def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None = None) -> NoReturn:
+    """Becomes the keeper of the mount, which ends with it. Raises MountkitError."""
+    if _already(settings):
+        raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
+    from mountkit.serve import processes
+
+    ours, theirs = socket.socketpair()
+    _send_start(ours, settings, passwd_credentials, foreground=True)
+    os.set_inheritable(theirs.fileno(), True)
+    command = processes.command("mountkit.serve.keeper", str(theirs.fileno()))
+    os.execve(command[0], command, processes.environment())  # our end closes with us; the message waits in theirs
+
+
+def _already(settings: MountSettings) -> bool:
+    """Whether this very source is mounted there. Raises if something else is, or the directory is unusable."""
+    points = mountinfo.mount_points()
+    directory = mountinfo.resolve(settings.directory)
+    found = [point for point in points if point.directory == directory]
+    if not found or found[-1].fstype != mountinfo.FSTYPE:
+        check_mount_point(directory)
+        return False
+    info = _ask(found[-1])
+    if info.state == "dead":
+        _clear_dead(found[-1])
+        check_mount_point(directory)
+        return False
+    if info.source == str(settings.source) and info.details.get("endpoint", "") == settings.source.endpoint:
+        return True
+    raise MountError(
+        f"{directory} is the mount of {info.source} already", f"unmount it: `mountkit unmount {directory}`"
+    )
+
+
+def _secrets(passwd_credentials: tuple[str, str] | None) -> int:
+    """A sealed memfd with the store environment: nobody can change it, and it is in no one's argv or environment."""
+    import fcntl
+
+    fd = os.memfd_create("mountkit-secrets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, json.dumps(store_environment(passwd_credentials)).encode("utf-8", "surrogateescape"))
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def _send_start(
+    channel: socket.socket,
+    settings: MountSettings,
+    credentials: tuple[str, str] | None,
+    *,
+    foreground: bool = False,
+) -> None:
+    secrets_fd = _secrets(credentials)
+    try:
+        body = {"settings": settings.to_json(), "foreground": foreground, "fds": 1}
+        socket.send_fds(channel, [b"".join(ipc.encode(body))], [secrets_fd])
+    finally:
+        os.close(secrets_fd)
+
+
+def _receive(channel: socket.socket) -> dict[str, Any]:
+    channel.settimeout(_READY_S)
+    try:
+        message = ipc.receive_one(channel)
+    except TimeoutError:
+        raise MountError(f"the mount was not ready within {_READY_S:g} s") from None
+    except ipc.ChannelClosed:
+        raise MountError("the mount ended before it was ready", "its log in the cache directory may say why") from None
+    return message.body
+
+
+# ---- find and list -------------------------------------------------------------------------------------------
+def find(path: str) -> MountInfo | None:
+    """The mount of ours that `path` lies in, if any."""
+    points = mountinfo.mount_points()
+    point = mountinfo.covering(mountinfo.resolve(path), points)
+    return _ask(point) if point is not None and point.fstype == mountinfo.FSTYPE else None
+
+
+def list_all() -> list[MountInfo]:
+    """Every mount of this host's view, also those of other users, dead ones included."""
+    return [_ask(point) for point in mountinfo.ours()]
+
+
+def _ask(point: MountPoint) -> MountInfo:
+    details: dict[str, Any] = {}
+    state = "dead"
+    try:
+        with ipc.Client(places.keeper_socket(point.device, point.owner_uid), timeout_s=2.0) as keeper:
+            details = keeper.call("status", timeout_s=5.0)
+            state = str(details["state"])
+    except PermissionError:
+        state = "unknown"
+    except TimeoutError:
+        state = "unresponsive"
+    except (OSError, ipc.ChannelClosed):
+        pass
+    return MountInfo(point.directory, point.source, state, point.device, point.owner_uid, details)
+
+
+def client(path: str) -> tuple[ipc.Client, MountInfo]:
+    """A connection to the keeper of the mount that `path` lies in. Raises UsageError, MountError."""
+    info = _required(path)
+    return _connect(places.keeper_socket(info.device, info.owner_uid), info), info
+
+
+def mover_client(path: str) -> tuple[ipc.Client, MountInfo]:
+    """A connection to the mover of that mount."""
+    info = _required(path)
+    return _connect(places.mover_socket(info.details["state_directory"]), info), info
+
+
+def _connect(socket_path: str, info: MountInfo) -> ipc.Client:
+    try:
+        return ipc.Client(socket_path)
+    except OSError as exc:
+        raise MountError(f"the mount {info.directory} does not answer: {os.strerror(exc.errno or 0)}") from exc
+
+
+def _required(path: str) -> MountInfo:
+    info = find(path)
+    if info is None:
+        raise UsageError(f"{path} is not in a mount of mountkit", "`mountkit status` lists the mounts")
+    if info.state == "dead":
+        raise MountError(f"the mount {info.directory} is dead", f"clear it away: `mountkit unmount {info.directory}`")
+    if info.state in ("unknown", "unresponsive"):
+        raise MountError(f"the mount {info.directory} is {info.state} (owner: user {info.owner_uid})")
+    return info
+
+
+# ---- end -----------------------------------------------------------------------------------------------------
+def unmount(directory: str, *, force: bool = False) -> None:
+    """Unmounts and returns once its processes are gone. Raises MountBusy naming who holds it, UsageError."""
+    resolved = mountinfo.resolve(directory)
+    points = [point for point in mountinfo.ours() if point.directory == resolved]
+    if not points:
+        raise UsageError(f"{directory} is not a mount of mountkit", "`mountkit status` lists the mounts")
+    point = points[-1]
+    info = _ask(point)
+    if info.state == "dead":
+        _clear_dead(point)
+        return
+    from mountkit.serve import holders
+
+    if not force:
+        outside = holders.in_other_namespaces(point.device)
+        if outside:
+            raise _busy(resolved, outside)
+    try:
+        with ipc.Client(places.keeper_socket(point.device, point.owner_uid)) as keeper:
+            answer = keeper.call("unmount", timeout_s=30.0, force=force)
+    except MountBusy:
+        raise _busy(resolved, holders.of_mount(resolved, point.device)) from None
+    except (OSError, ipc.ChannelClosed) as exc:
+        raise MountError(f"the mount {resolved} does not answer: {exc}", "say --force") from exc
+    _wait_for_end(answer["keeper_pid"])
+
+
+def _busy(directory: str, by: list[str]) -> MountBusy:
+    who = ", ".join(by[:6]) + (f" and {len(by) - 6} more" if len(by) > 6 else "")
+    return MountBusy(
+        f"{directory} is in use" + (f" by {who}" if who else ""), "end what works in it, or say --force to cut it off"
+    )
+
+
+def _clear_dead(point: MountPoint) -> None:
+    """Takes away what a mount leaves whose processes were all killed."""
+    from mountkit.serve import session
+
+    session.unmount(point.directory, lazy=True)
+    if point.owner_uid == os.getuid():
+        with contextlib.suppress(OSError):
+            os.unlink(places.keeper_socket(point.device))
+
+
+def _wait_for_end(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        import select
+
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_GONE_S * 1000):
+            print(f"note: process {pid} of the mount is still ending", file=sys.stderr)  # noqa: T201
+    finally:
+        os.close(pidfd)

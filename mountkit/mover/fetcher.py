@@ -1,0 +1,306 @@
+"""Fetching object bytes into the cache: one fetch a part however many ask, answers checked, rows committed in batches.
+
+`need` is the one way in. Bytes that the cache does not take (full, broken, or not worth keeping) stay in a small memory
+for whoever asked. Jobs run on the queue's threads; everything else on the mover's trio thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from mountkit.cache import BLOCK_BYTES, PART_BYTES, BlockRow, CacheBroken, CacheFull, CacheWriter, ContentId, content_id
+from mountkit.catalog import ObjectRow
+from mountkit.errors import BadAnswer, MountkitError
+from mountkit.mover.queue import FetchQueue, Priority
+from mountkit.store.api import ObjectInfo, Store
+
+log = logging.getLogger(__name__)
+_MEMORY_BYTES = 64 << 20
+_ATTEMPTS = 3
+
+
+def parts_of(offset: int, length: int) -> range:
+    """The parts that the bytes [offset, offset + length) lie in."""
+    return range(offset // PART_BYTES, -(-(offset + length) // PART_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An object version and the name its bytes have in the cache."""
+
+    row: ObjectRow
+    content: ContentId
+
+    @classmethod
+    def of(cls, row: ObjectRow) -> Wanted:
+        return cls(row, content_id(row.key, row.etag, row.size))
+
+    @property
+    def parts(self) -> range:
+        return parts_of(0, self.row.size)
+
+
+class _MemoryParts:
+    """The most recent parts the cache did not take."""
+
+    def __init__(self) -> None:
+        self._parts: OrderedDict[tuple[ContentId, int], bytes] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, content: ContentId, first_part: int, data: memoryview) -> None:
+        for number, start in enumerate(range(0, len(data), PART_BYTES), first_part):
+            piece = bytes(data[start : start + PART_BYTES])
+            old = self._parts.pop((content, number), b"")
+            self._parts[content, number] = piece
+            self._bytes += len(piece) - len(old)
+        while self._bytes > _MEMORY_BYTES:
+            _, dropped = self._parts.popitem(last=False)
+            self._bytes -= len(dropped)
+
+    def get(self, content: ContentId, part: int) -> bytes | None:
+        return self._parts.get((content, part))
+
+    def __contains__(self, key: tuple[ContentId, int]) -> bool:
+        return key in self._parts
+
+
+class _Fetch:
+    """One GET under way, or waiting for its turn."""
+
+    def __init__(self, fetcher: Fetcher, wanted: Wanted, parts: range, priority: Priority) -> None:
+        self.wanted, self.parts, self.priority = wanted, parts, priority
+        self.held_bytes = min(2 * BLOCK_BYTES, len(parts) * PART_BYTES)
+        self.error: MountkitError | None = None
+        self.changed = trio.Event()
+        """Set, and replaced by a new one, whenever some of the parts have landed or the fetch has ended."""
+        self._fetcher = fetcher
+
+    def __repr__(self) -> str:
+        return f"<_Fetch {self.wanted.row.key!r} parts {self.parts.start}-{self.parts.stop} {self.priority.name}>"
+
+    def run(self) -> None:
+        """On a queue thread."""
+        error: MountkitError | None = None
+        try:
+            self._stream()
+        except MountkitError as exc:
+            error = exc
+        except Exception as exc:
+            log.exception("fetching %r failed in a way nobody foresaw", self.wanted.row.key)
+            error = MountkitError(f"fetching failed: {exc!r}")
+        self._fetcher.from_thread(lambda: self._fetcher.ended(self, error))
+
+    def _stream(self) -> None:
+        row = self.wanted.row
+        info = ObjectInfo(row.key, row.size, row.etag, row.mtime_ns, row.storage_class, row.version_id)
+        offset = self.parts.start * PART_BYTES
+        body = self._fetcher.store.get(info, offset, min(self.parts.stop * PART_BYTES, row.size) - offset)
+        if body.info.version_id and body.info.version_id != row.version_id:
+            version = body.info.version_id
+            self._fetcher.from_thread(lambda: self._fetcher.on_version(row.id, version))
+        part, held = self.parts.start, bytearray()
+        for chunk in body.chunks():
+            if not held and len(chunk) >= self._wanted_bytes(part):
+                part, chunk = self._land_whole_blocks(part, chunk)  # noqa: PLW2901 - what is left of it
+            held += chunk
+            if len(held) >= self._wanted_bytes(part) > 0:
+                part, rest = self._land_whole_blocks(part, memoryview(bytes(held)))
+                held = bytearray(rest)
+        if part != self.parts.stop or held:
+            raise BadAnswer(f"the answer for {row.key!r} had another length than asked for")
+
+    def _wanted_bytes(self, part: int) -> int:
+        """Bytes from `part` to the end of its block, of the fetch, or of the object."""
+        stop = min((part // 8 + 1) * 8, self.parts.stop)
+        return min(stop * PART_BYTES, self.wanted.row.size) - part * PART_BYTES
+
+    def _land_whole_blocks(self, part: int, data: memoryview) -> tuple[int, memoryview]:
+        while 0 < (length := self._wanted_bytes(part)) <= len(data):
+            self._land(part, data[:length])
+            part += -(-length // PART_BYTES)
+            data = data[length:]
+        return part, data
+
+    def _land(self, first: int, data: memoryview) -> None:
+        fetcher, wanted = self._fetcher, self.wanted
+        rows: tuple[BlockRow, ...] = ()
+        kept: memoryview | None = None
+        try:
+            if fetcher.cache.admits(wanted.row.size):
+                rows = fetcher.cache.write(wanted.content, wanted.row.size, first, data)
+            else:
+                kept = data
+        except (CacheFull, CacheBroken) as exc:
+            fetcher.from_thread(functools.partial(fetcher.on_cache_trouble, exc))
+            kept = data
+        count = -(-len(data) // PART_BYTES)
+        fetcher.from_thread(lambda: fetcher.landed(self, range(first, first + count), rows, kept))
+
+
+class Fetcher:
+    """Brings parts of objects into the cache, once each. One trio thread owns it; `run` must run in it."""
+
+    def __init__(
+        self,
+        store: Store,
+        cache: CacheWriter,
+        queue: FetchQueue,
+        *,
+        on_failure: Callable[[ObjectRow, MountkitError], None],
+        on_version: Callable[[int, str], None],
+        on_cache_trouble: Callable[[Exception], None],
+    ) -> None:
+        self.store, self.cache = store, cache
+        self.on_version, self.on_cache_trouble = on_version, on_cache_trouble
+        self.idle = trio.Event()
+        self.landed_bytes = 0
+        self._on_failure = on_failure
+        self._queue = queue
+        self._memory = _MemoryParts()
+        self._in_flight: dict[tuple[ContentId, int], _Fetch] = {}
+        self._arrived: list[tuple[_Fetch, range, tuple[BlockRow, ...], memoryview | None]] = []
+        self._finished: list[tuple[_Fetch, MountkitError | None]] = []
+        self._something = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    def __repr__(self) -> str:
+        return f"<Fetcher {len(self._in_flight)} parts in flight>"
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Commits what has arrived, in batches: under load a batch is what came while the last one was committed."""
+        self._token = trio.lowlevel.current_trio_token()
+        task_status.started()
+        while True:
+            await self._something.wait()
+            self._something = trio.Event()
+            self._settle()
+
+    # ---- asking --------------------------------------------------------------------------------------------
+    async def need(self, wanted: Wanted, parts: range, priority: Priority) -> None:
+        """Returns once these parts are cached or in memory. Raises the StoreError that prevented it.
+
+        Cancelling the caller does not cancel the fetch, which others may share.
+        """
+        for _ in range(_ATTEMPTS):
+            fetches = self.start(wanted, parts, priority)
+            if not fetches:
+                return
+            for fetch in fetches:
+                await self._until_landed(fetch, wanted.content, parts)
+        raise MountkitError(f"the cache does not keep {wanted.row.key!r} long enough to be read")
+
+    def start(self, wanted: Wanted, parts: range, priority: Priority) -> list[_Fetch]:
+        """Starts what of these parts is neither here nor on its way; the fetches that bring them all."""
+        fetches: list[_Fetch] = []
+        fresh: list[int] = []
+        for missing in self.cache.missing(wanted.content, wanted.row.size, parts.start, parts.stop - 1):
+            for part in missing:
+                key = wanted.content, part
+                fetch = self._in_flight.get(key)
+                if fetch is not None:
+                    if fetch not in fetches:
+                        fetches.append(fetch)
+                        self._queue.promote(fetch, priority)
+                elif key not in self._memory:
+                    fresh.append(part)
+        for run in _runs(fresh):
+            fetch = _Fetch(self, wanted, run, priority)
+            self._in_flight.update(((wanted.content, part), fetch) for part in run)
+            fetches.append(fetch)
+            self._queue.put(fetch)
+        return fetches
+
+    def gather(self, wanted: Wanted, offset: int, length: int) -> bytes | None:
+        """These bytes from cache and memory; None if some are in neither."""
+        pieces = []
+        end = min(offset + length, wanted.row.size)
+        for part in parts_of(offset, end - offset):
+            start = part * PART_BYTES
+            size = min(PART_BYTES, wanted.row.size - start)
+            piece = self._memory.get(wanted.content, part)
+            if piece is None:
+                piece = self.cache.read(wanted.content, wanted.row.size, start, size)
+            if piece is None:
+                return None
+            pieces.append(piece[max(0, offset - start) : end - start])
+        return b"".join(pieces)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._in_flight)
+
+    async def _until_landed(self, fetch: _Fetch, content: ContentId, parts: range) -> None:
+        mine = [part for part in parts if part in fetch.parts]
+        while any(self._in_flight.get((content, part)) is fetch for part in mine):
+            await fetch.changed.wait()
+        if fetch.error is not None:
+            raise fetch.error
+
+    # ---- arriving ------------------------------------------------------------------------------------------
+    def from_thread(self, act: Callable[[], None]) -> None:
+        """Has `act` called on the trio thread soon."""
+        assert self._token is not None
+        try:
+            self._token.run_sync_soon(act)
+        except trio.RunFinishedError:
+            log.debug("the mover ended before this arrived")
+
+    def landed(self, fetch: _Fetch, parts: range, rows: tuple[BlockRow, ...], kept: memoryview | None) -> None:
+        self._arrived.append((fetch, parts, rows, kept))
+        self._something.set()
+
+    def ended(self, fetch: _Fetch, error: MountkitError | None) -> None:
+        self._finished.append((fetch, error))
+        self._something.set()
+
+    def _settle(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        finished, self._finished = self._finished, []
+        rows = [row for _, _, some, _ in arrived for row in some]
+        if rows:
+            try:
+                self.cache.commit(rows)
+            except CacheBroken as exc:
+                self.on_cache_trouble(exc)
+        touched: dict[_Fetch, None] = {}
+        for fetch, parts, _, kept in arrived:
+            if kept is not None:
+                self._memory.put(fetch.wanted.content, parts.start, kept)
+            self.landed_bytes += len(parts) * PART_BYTES
+            self._leave(fetch, parts)
+            touched[fetch] = None
+        for fetch, error in finished:
+            fetch.error = error
+            self._leave(fetch, fetch.parts)
+            touched[fetch] = None
+            if error is not None:
+                self._on_failure(fetch.wanted.row, error)
+        for fetch in touched:
+            changed, fetch.changed = fetch.changed, trio.Event()
+            changed.set()
+        if not self._in_flight:
+            self.idle.set()
+            self.idle = trio.Event()
+
+    def _leave(self, fetch: _Fetch, parts: Iterable[int]) -> None:
+        for part in parts:
+            key = fetch.wanted.content, part
+            if self._in_flight.get(key) is fetch:
+                del self._in_flight[key]
+
+
+def _runs(parts: list[int]) -> list[range]:
+    """Ascending numbers as ranges without gaps."""
+    found: list[range] = []
+    for part in parts:
+        if found and found[-1].stop == part:
+            found[-1] = range(found[-1].start, part + 1)
+        else:
+            found.append(range(part, part + 1))
+    return found

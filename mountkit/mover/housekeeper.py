@@ -1,0 +1,75 @@
+"""What the mover does when nobody waits: seals complete files for passthrough, drops what the bucket has replaced."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import trio
+
+from mountkit.cache import CacheBroken, CacheFull, CacheWriter, content_id
+from mountkit.catalog import Catalog
+from mountkit.config import MountSettings
+from mountkit.mover.fetcher import Fetcher
+
+log = logging.getLogger(__name__)
+_IDLE_S = 0.5
+"""Fetches come in bursts; sealing starts once none came for this long, so that a first epoch keeps both cores."""
+_BATCH = 64
+_SUPERSEDED_S = 86400.0
+_DAY_S = 86400.0
+
+
+class Housekeeper:
+    """Two idle tasks of one mover."""
+
+    def __init__(self, settings: MountSettings, catalog: Catalog, cache: CacheWriter, fetcher: Fetcher) -> None:
+        self._catalog, self._cache, self._fetcher = catalog, cache, fetcher
+        self._seals = settings.passthrough and os.getuid() == 0
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._clean)
+            if self._seals:
+                nursery.start_soon(self._seal)
+
+    async def _seal(self) -> None:
+        while True:
+            await self._until_quiet()
+            if not await self._seal_some():
+                await self._fetcher.idle.wait()
+
+    async def _until_quiet(self) -> None:
+        quiet = False
+        while not quiet:
+            if self._fetcher.busy:
+                await self._fetcher.idle.wait()
+            with trio.move_on_after(_IDLE_S) as waited:
+                await self._fetcher.idle.wait()
+            quiet = waited.cancelled_caught and not self._fetcher.busy
+
+    async def _seal_some(self) -> bool:
+        """Seals one batch, stopping when somebody fetches; False if there was nothing to do."""
+        waiting = self._cache.unsealed(_BATCH)
+        for content, size in waiting:
+            if self._fetcher.busy:
+                return True
+            try:
+                await trio.to_thread.run_sync(self._cache.seal, content, size)
+            except (CacheFull, CacheBroken) as exc:
+                log.warning("cannot seal cached files: %s", exc)
+                return False
+        return bool(waiting)
+
+    async def _clean(self) -> None:
+        while True:
+            superseded = self._catalog.purge(_SUPERSEDED_S)
+            contents = [content_id(*row) for row in superseded]
+            try:
+                freed = await trio.to_thread.run_sync(self._cache.housekeep, contents)
+            except CacheBroken as exc:
+                log.warning("cannot clean the cache: %s", exc)
+            else:
+                if freed:
+                    log.info("freed %d bytes of the cache", freed)
+            await trio.sleep(_DAY_S)

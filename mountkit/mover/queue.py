@@ -1,0 +1,139 @@
+"""The fetch queue: which bytes to get next, by priority, on a pool of threads whose size follows the server's patience.
+
+Threads, because obstore works outside the GIL and a blocked read costs nothing. The queue itself is plain data under
+one lock; what a job does is not its business.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+MAX_THREADS = 128
+_MIN_THREADS = 4
+_MAX_BYTES = 96 << 20
+"""Bytes that may be on their way at once; a job counts for what it holds in memory, not for its whole length."""
+_PACE_S = 1.0
+
+
+class Priority(enum.IntEnum):
+    """A reader waits for demand; readahead is expected soon; a sweep (warm) takes what is left."""
+
+    DEMAND = 0
+    READAHEAD = 1
+    SWEEP = 2
+
+
+class Job(Protocol):
+    """Something to do on a thread. `held_bytes` is what it keeps in memory while it runs."""
+
+    priority: Priority
+    held_bytes: int
+
+    def run(self) -> None:
+        """Must not raise."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    waiting: int
+    running: int
+    limit: int
+    threads: int
+
+
+class FetchQueue:
+    """Runs jobs, most urgent first. `slow_down` halves how many run at once; success brings it back step by step."""
+
+    def __init__(self, *, max_threads: int = MAX_THREADS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._max_threads = max_threads
+        self._limit = float(max_threads)
+        self._condition = threading.Condition()
+        self._heap: list[tuple[int, int, Job]] = []
+        self._order = itertools.count()
+        self._running = self._threads = self._idle = 0
+        self._bytes = 0
+        self._slowed_at = -_PACE_S
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<FetchQueue {self.statistics()}>"
+
+    def put(self, job: Job) -> None:
+        with self._condition:
+            heapq.heappush(self._heap, (job.priority, next(self._order), job))
+            if self._idle:
+                self._condition.notify()
+            elif self._threads < self._max_threads:
+                self._threads += 1
+                threading.Thread(target=self._work, name=f"fetch-{self._threads}", daemon=True).start()
+
+    def promote(self, job: Job, priority: Priority) -> None:
+        """Makes a job more urgent; if it runs already, nothing happens."""
+        with self._condition:
+            if job.priority <= priority:
+                return
+            job.priority = priority
+            if any(entry[2] is job for entry in self._heap):
+                heapq.heappush(self._heap, (priority, next(self._order), job))  # the older entry is passed over
+
+    def slow_down(self) -> None:
+        """The server asked for fewer requests: half as many at once, at most one step a second."""
+        with self._condition:
+            now = self._clock()
+            if now - self._slowed_at >= _PACE_S:
+                self._slowed_at = now
+                self._limit = max(_MIN_THREADS, self._limit / 2)
+
+    def statistics(self) -> QueueStatistics:
+        with self._condition:
+            return QueueStatistics(len(self._heap), self._running, int(self._limit), self._threads)
+
+    def close(self) -> None:
+        """Lets idle threads end; jobs that wait are dropped."""
+        with self._condition:
+            self._closed = True
+            self._heap.clear()
+            self._condition.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            job = self._take()
+            if job is None:
+                return
+            try:
+                job.run()
+            finally:
+                self._done(job)
+
+    def _take(self) -> Job | None:
+        with self._condition:
+            self._idle += 1
+            while not self._closed:
+                if self._heap and self._running < int(self._limit) and self._bytes < _MAX_BYTES:
+                    priority, _, job = heapq.heappop(self._heap)
+                    if priority != job.priority:  # promoted: its newer entry ran or will run
+                        continue
+                    self._idle -= 1
+                    self._running += 1
+                    self._bytes += job.held_bytes
+                    return job
+                self._condition.wait()
+            self._threads -= 1
+            return None
+
+    def _done(self, job: Job) -> None:
+        with self._condition:
+            self._running -= 1
+            self._bytes -= job.held_bytes
+            self._limit = min(self._max_threads, self._limit + 1 / self._limit)
+            if self._heap:
+                self._condition.notify()

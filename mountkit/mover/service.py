@@ -1,0 +1,202 @@
+"""What the mover does for servers, keepers and the command line: each request a method, all on one trio thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+import trio
+
+from mountkit import names
+from mountkit.cache import CacheBroken, CacheWriter
+from mountkit.catalog import Catalog, Kind, ObjectRow
+from mountkit.catalog.lister import Lister
+from mountkit.config import MountSettings
+from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
+from mountkit.ipc import Message, Progress
+from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
+from mountkit.mover.queue import FetchQueue, Priority
+from mountkit.mover.readahead import Readahead
+from mountkit.mover.warm import Warmer
+from mountkit.store.retry import RetryingStore
+
+log = logging.getLogger(__name__)
+_FIRST_PARTS = 8
+
+
+class Service:
+    """One state directory's mover. `check` is set by the process once the store was proved to answer."""
+
+    def __init__(
+        self,
+        settings: MountSettings,
+        catalog: Catalog,
+        cache: CacheWriter,
+        store: RetryingStore,
+        secrets_fd: int | None,
+    ) -> None:
+        self._settings, self._catalog, self._cache, self._store = settings, catalog, cache, store
+        self._secrets_fd = secrets_fd
+        self._queue = FetchQueue()
+        self.lister = Lister(catalog, store, ttl_s=settings.ttl_s)
+        self.fetcher = Fetcher(
+            store,
+            cache,
+            self._queue,
+            on_failure=self._fetch_failed,
+            on_version=catalog.set_version,
+            on_cache_trouble=self._cache_trouble,
+        )
+        store.on_slow_down = self._queue.slow_down
+        self._readahead = Readahead()
+        self._trouble = ""
+        self._last_error = ""
+        self._errors = 0
+        self.goodbye = trio.Event()
+        self._operations: dict[str, Callable[[dict[str, Any], Progress], Awaitable[Message | dict[str, Any]]]] = {
+            "lookup": self._lookup,
+            "list": self._list,
+            "open": self._open,
+            "fetch": self._fetch,
+            "hint": self._hint,
+            "verify": self._verify,
+            "refresh": self._refresh,
+            "warm": self._warm,
+            "check": self._check,
+            "stats": self._stats,
+            "secrets": self._secrets,
+        }
+
+    async def handle(self, request: Message, progress: Progress) -> Message | dict[str, Any]:
+        """Answers one request. Raises MountkitError."""
+        operation = self._operations.get(str(request.body.get("op")))
+        if operation is None:
+            raise UsageError(f"the mover does not know `{request.body.get('op')}`")
+        return await operation(request.body, progress)
+
+    # ---- the tree ------------------------------------------------------------------------------------------
+    async def _lookup(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        stale = await self.lister.lookup(body["parent"], body["name"].encode("latin-1"), body["fresh"])
+        return {"stale": stale}
+
+    async def _list(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        return {"stale": await self.lister.list_beyond(body["directory"], body["cookie"], body["fresh"])}
+
+    async def _refresh(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        directory = await self._resolve_directory(body["path"]) if body["path"] else None
+        changes = await self.lister.refresh(directory)
+        root = self._catalog.root
+        return {"changes": [[1 if c.parent == root else c.parent, c.name.decode("latin-1")] for c in changes]}
+
+    # ---- bytes ---------------------------------------------------------------------------------------------
+    async def _open(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        wanted = self._wanted(body["object"])
+        parts = range(min(_FIRST_PARTS, len(wanted.parts)))
+        await self.fetcher.need(wanted, parts, Priority.DEMAND)
+        return {}
+
+    async def _fetch(self, body: dict[str, Any], _progress: Progress) -> Message | dict[str, Any]:
+        wanted = self._wanted(body["object"])
+        offset, length = body["offset"], body["length"]
+        if body.get("bad"):
+            log.warning("cached bytes of %r are not what was written; fetching them again", wanted.row.key)
+            self._errors += 1
+            await trio.to_thread.run_sync(self._cache.discard, wanted.content)
+        if wanted.row.size > _FIRST_PARTS * 128 * 1024:
+            self._read_ahead(wanted, offset, length)
+        await self.fetcher.need(wanted, parts_of(offset, length), Priority.DEMAND)
+        if body.get("inline") or not self._cache.admits(wanted.row.size):
+            data = self.fetcher.gather(wanted, offset, length)
+            if data is not None:
+                return Message({}, data)
+        return {}
+
+    async def _hint(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        self._read_ahead(self._wanted(body["object"]), body["offset"], body["length"])
+        return {}
+
+    def _read_ahead(self, wanted: Wanted, offset: int, length: int) -> None:
+        for parts in self._readahead.observe(wanted.row.id, wanted.row.size, offset, length):
+            self.fetcher.start(wanted, parts, Priority.READAHEAD)
+
+    async def _verify(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        wanted = self._wanted(body["object"])
+        good = await trio.to_thread.run_sync(self._cache.verify, wanted.content)
+        if not good:
+            log.warning("the cached file of %r is not what was written; it will be fetched again", wanted.row.key)
+            self._errors += 1
+        return {"good": good}
+
+    async def _warm(self, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        directory, row = await self._resolve(body["path"])
+        warmer = Warmer(self._catalog, self.lister, self.fetcher, body["fresh"])
+        return asdict(await warmer.run(directory=directory, row=row, report=progress))
+
+    def _wanted(self, ident: int) -> Wanted:
+        row = self._catalog.object(ident)
+        if row is None:
+            raise ObjectChanged("that object version is not known any more")
+        return Wanted.of(row)
+
+    async def _resolve_directory(self, path: str) -> int:
+        directory, _ = await self._resolve(path)
+        if directory is None:
+            raise UsageError(f"{path} is a file, not a directory")
+        return directory
+
+    async def _resolve(self, path: str) -> tuple[int | None, ObjectRow | None]:
+        """The directory or object at a path below the mount. Raises UsageError if there is none."""
+        current = self._catalog.root
+        words = [word for word in os.fsencode(path).split(b"/") if word]
+        for position, word in enumerate(words):
+            await self.lister.lookup(current, word, 0.0)
+            known = self._catalog.lookup(current, word)
+            if known is None or known.kind is Kind.ABSENT:
+                raise UsageError(f"there is no `{path}` in the mount")
+            if known.object is not None:
+                if position < len(words) - 1:
+                    raise UsageError(f"there is no `{path}` in the mount")
+                return None, known.object
+            current = known.inode
+        return current, None
+
+    # ---- about itself --------------------------------------------------------------------------------------
+    async def _check(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        """Whether the bucket answers now, for a keeper that found this mover running."""
+        await trio.to_thread.run_sync(lambda: self._store.head_or_list(self._settings.source.prefix))
+        return {"pid": os.getpid()}
+
+    async def _stats(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        usage = await trio.to_thread.run_sync(self._cache.usage)
+        queue = self._queue.statistics()
+        reasons = [text for text in (self.lister.unreachable, self._trouble) if text]
+        return {
+            "pid": os.getpid(),
+            "degraded": reasons,
+            "cache": asdict(usage),
+            "requests": asdict(self._store.statistics()),
+            "mover": {"queue": asdict(queue), "errors": self._errors, "last_error": self._last_error},
+        }
+
+    async def _secrets(self, _body: dict[str, Any], _progress: Progress) -> Message:
+        """The sealed memory with the credentials, for a keeper that follows a dead one."""
+        return Message({}, fds=[os.dup(self._secrets_fd)] if self._secrets_fd is not None else [])
+
+    def _fetch_failed(self, row: ObjectRow, error: MountkitError) -> None:
+        self._errors += 1
+        self._last_error = f"{names.shown(row.key)}: {error}"
+        if isinstance(error, ObjectChanged | ObjectMissing):
+            self._catalog.supersede(row.id)
+            self._readahead.forget(row.id)
+            log.info("%s changed in the bucket", names.shown(row.key))
+        else:
+            log.warning("fetching failed: %s", self._last_error)
+
+    def _cache_trouble(self, error: Exception) -> None:
+        text = f"the cache takes no more: {error}"
+        if isinstance(error, CacheBroken) and text != self._trouble:
+            log.warning("%s; reading goes on without it", text)
+            self._trouble = text

@@ -1,0 +1,117 @@
+"""Warming: a whole tree into the cache, with progress, at the lowest priority. Cancelling it stops it at once."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+
+import trio
+
+from mountkit.cache import BLOCK_BYTES, PART_BYTES
+from mountkit.catalog import Catalog, Kind, ObjectRow
+from mountkit.catalog.lister import Lister
+from mountkit.errors import MountkitError
+from mountkit.ipc import Progress
+from mountkit.mover.fetcher import Fetcher, Wanted
+from mountkit.mover.queue import Priority
+
+log = logging.getLogger(__name__)
+_FILES_AT_ONCE, _DIRECTORIES_AT_ONCE = 192, 16
+_GET_BYTES = 8 * BLOCK_BYTES
+_PAGE = 1000
+_REPORT_S = 0.2
+_NAMED_FAILURES = 5
+
+
+@dataclass(slots=True)
+class WarmProgress:
+    """Totals grow while the tree is still being listed (`listing`)."""
+
+    files: int = 0
+    bytes: int = 0
+    files_done: int = 0
+    bytes_done: int = 0
+    failed: int = 0
+    listing: bool = True
+    failures: list[str] = field(default_factory=list)
+
+
+class Warmer:
+    """One request to warm the tree below a directory, or one file."""
+
+    def __init__(self, catalog: Catalog, lister: Lister, fetcher: Fetcher, fresh_after: float) -> None:
+        self._catalog, self._lister, self._fetcher, self._fresh_after = catalog, lister, fetcher, fresh_after
+        self.progress = WarmProgress()
+        self._directories = trio.CapacityLimiter(_DIRECTORIES_AT_ONCE)
+        self._files = trio.CapacityLimiter(_FILES_AT_ONCE)
+
+    async def run(self, *, directory: int | None, row: ObjectRow | None, report: Progress) -> WarmProgress:
+        """Fetches everything below `directory`, or the one object; reports five times a second."""
+        async with trio.open_nursery() as reporting:
+            reporting.start_soon(self._report, report)
+            async with trio.open_nursery() as work:
+                if row is not None:
+                    self._count(row)
+                    await self._fetch(row)
+                elif directory is not None:
+                    async with trio.open_nursery() as listing:
+                        listing.start_soon(self._list, directory, listing, work)
+                self.progress.listing = False
+            reporting.cancel_scope.cancel()
+        return self.progress
+
+    async def _report(self, report: Progress) -> None:
+        while True:
+            await trio.sleep(_REPORT_S)
+            await report(asdict(self.progress))
+
+    async def _list(self, directory: int, listing: trio.Nursery, work: trio.Nursery) -> None:
+        async with self._directories:
+            try:
+                await self._lister.list_whole(directory, self._fresh_after)
+            except MountkitError as exc:
+                self._failed(f"listing: {exc}")
+                return
+        cookie = 0
+        while True:
+            page = self._catalog.page(directory, cookie, _PAGE, 0.0)
+            for entry in page.entries:
+                cookie = entry.cookie
+                if entry.kind is Kind.DIRECTORY:
+                    listing.start_soon(self._list, entry.inode, listing, work)
+                elif entry.object is not None:
+                    self._count(entry.object)
+                    await self._files.acquire_on_behalf_of(entry.object)
+                    work.start_soon(self._fetch_acquired, entry.object)
+            if not page.entries:
+                return
+            await trio.lowlevel.checkpoint()
+
+    def _count(self, row: ObjectRow) -> None:
+        self.progress.files += 1
+        self.progress.bytes += row.size
+
+    async def _fetch_acquired(self, row: ObjectRow) -> None:
+        try:
+            await self._fetch(row)
+        finally:
+            self._files.release_on_behalf_of(row)
+
+    async def _fetch(self, row: ObjectRow) -> None:
+        wanted = Wanted.of(row)
+        step = _GET_BYTES // PART_BYTES
+        try:
+            for start in range(0, len(wanted.parts), step):
+                parts = range(start, min(start + step, len(wanted.parts)))
+                await self._fetcher.need(wanted, parts, Priority.SWEEP)
+                self.progress.bytes_done += min(parts.stop * PART_BYTES, row.size) - start * PART_BYTES
+        except MountkitError as exc:
+            self._failed(f"{row.key.decode('utf-8', 'replace')}: {exc}")
+        else:
+            self.progress.files_done += 1
+
+    def _failed(self, sentence: str) -> None:
+        self.progress.failed += 1
+        log.warning("warm: %s", sentence)
+        if len(self.progress.failures) < _NAMED_FAILURES:
+            self.progress.failures.append(sentence)

@@ -1,0 +1,108 @@
+"""Where things lie on this host: state below the cache directory, sockets below the runtime directory.
+
+Directories are made 0700 and refused when they belong to somebody else, are symlinks, or may be written by others:
+`--cache /tmp` must be safe for root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+
+from mountkit import mountinfo
+from mountkit.errors import HostError, UsageError
+
+
+def runtime_directory(uid: int | None = None) -> str:
+    """Where the sockets of a user's mounts lie; not created here."""
+    me = os.getuid()
+    owner = me if uid is None else uid
+    if owner == 0:
+        return "/run/mountkit"
+    if owner == me and os.environ.get("XDG_RUNTIME_DIR"):
+        return os.path.join(os.environ["XDG_RUNTIME_DIR"], "mountkit")
+    if os.path.isdir(f"/run/user/{owner}"):
+        return f"/run/user/{owner}/mountkit"
+    return f"/tmp/mountkit-run-{owner}"
+
+
+def ensure_runtime_directory() -> str:
+    """This user's runtime directory, made if need be. Raises HostError if it is not safely ours."""
+    path = runtime_directory()
+    os.close(_own_directory(os.path.dirname(path), os.path.basename(path), what="runtime directory"))
+    return path
+
+
+def keeper_socket(device: str, uid: int | None = None) -> str:
+    """The control socket of the mount with this `major:minor`."""
+    return os.path.join(runtime_directory(uid), f"keeper-{device.replace(':', '-')}.sock")
+
+
+def mover_socket(state_path: str) -> str:
+    """The socket of the one mover that owns the state directory at `state_path`."""
+    digest = hashlib.blake2b(os.fsencode(state_path), digest_size=10).hexdigest()
+    return os.path.join(runtime_directory(), f"mover-{digest}.sock")
+
+
+def state_path(cache_directory: str, name: str) -> str:
+    """The path of the state directory `name` below a cache directory."""
+    return os.path.join(cache_directory, f"mountkit-{os.getuid()}", name)
+
+
+def open_state(cache_directory: str, name: str) -> int:
+    """A descriptor of that state directory, made 0700 where missing.
+
+    Raises UsageError or HostError when the cache directory cannot be used safely.
+    """
+    point = mountinfo.covering(mountinfo.resolve(cache_directory), mountinfo.mount_points())
+    if point is not None and point.fstype == mountinfo.FSTYPE:
+        raise UsageError(
+            f"the cache directory {cache_directory} lies inside the mount {point.directory}",
+            "choose a directory on a local disk with --cache",
+        )
+    try:
+        os.makedirs(cache_directory, mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise _unusable(cache_directory, exc) from exc
+    own = _own_directory(cache_directory, f"mountkit-{os.getuid()}", what="cache directory")
+    try:
+        return _own_directory(f"/proc/self/fd/{own}", name, what="cache directory", shown=cache_directory)
+    finally:
+        os.close(own)
+
+
+def _own_directory(parent: str, name: str, *, what: str, shown: str = "") -> int:
+    shown = shown or os.path.join(parent, name)
+    try:
+        if not os.path.isdir(parent):
+            os.makedirs(parent, mode=0o700, exist_ok=True)
+        parent_fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise _unusable(shown, exc, what) from exc
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent_fd)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    except OSError as exc:
+        raise _unusable(shown, exc, what) from exc
+    finally:
+        os.close(parent_fd)
+    status = os.fstat(fd)
+    problem = ""
+    if status.st_uid != os.getuid():
+        problem = f"belongs to user {status.st_uid}, not to you"
+    elif stat.S_IMODE(status.st_mode) & 0o022:
+        problem = f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    if problem:
+        os.close(fd)
+        raise HostError(f"the {what} {shown} {problem}", "remove it, or choose another place with --cache")
+    return fd
+
+
+def _unusable(path: str, exc: OSError, what: str = "cache directory") -> HostError:
+    return HostError(
+        f"the {what} {path} cannot be used: {os.strerror(exc.errno or 0)}",
+        "choose a writable directory with --cache" if what == "cache directory" else "check its owner and mode",
+    )

@@ -1,0 +1,99 @@
+"""How mounts look to people: the text and JSON of `status`, the progress of `warm`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from mountkit.mounts import MountInfo
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that gives three digits."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(count) < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def as_json(info: MountInfo) -> dict[str, Any]:
+    """One mount as data; a dead one has the same keys, empty."""
+    blank: dict[str, Any] = {
+        "driver": "fuse",
+        "keeper_pid": None,
+        "server_pids": [],
+        "mover_pid": None,
+        "cache_directory": None,
+        "reasons": ["its processes are gone"] if info.state == "dead" else [],
+    }
+    head = {"source": info.source, "directory": info.directory, "state": info.state, "owner_uid": info.owner_uid}
+    return {**blank, **info.details, **head}
+
+
+def as_text(info: MountInfo) -> str:
+    """One mount as a few lines."""
+    d = info.details
+    lines = [f"{info.source} at {info.directory}: {info.state}"]
+    if info.state == "dead":
+        lines.append(f"  its processes are gone; `mountkit unmount {info.directory}` clears it away")
+    if not d:
+        return "\n".join(lines)
+    lines += [f"  because: {reason}" for reason in d["reasons"]]
+    reads, cache, requests, restarts = d["reads"], d["cache"], d["requests"], d["restarts"]
+    servers = " ".join(map(str, d["server_pids"]))
+    lines.append(f"  processes  keeper {d['keeper_pid']}, servers {servers}, mover {d['mover_pid']}")
+    if any(restarts.values()):
+        lines.append(f"  restarts   servers {restarts['server']}, mover {restarts['mover']}")
+    native = "on" if d["passthrough"] else f"off: {d['passthrough_reason']}"
+    lines.append(f"  passthrough {native}; {reads['passthrough_opens']} of {reads['opens']} opens")
+    total = reads["hits"] + reads["misses"]
+    share = f", {100 * reads['hits'] / total:.0f} % from the cache" if total else ""
+    lines.append(
+        f"  reads      {reads['reads']} through us, {size(reads['read_bytes'])}{share}; {reads['errors']} errors"
+    )
+    if cache:
+        full = ", full" if cache["full"] else ""
+        lines.append(
+            f"  cache      {size(cache['bytes_used'])} of {size(cache['limit_bytes'])}{full} in {d['state_directory']}"
+        )
+    if requests:
+        kinds = ", ".join(f"{requests[kind]} {kind.upper()}" for kind in ("get", "head", "list") if kind in requests)
+        lines.append(f"  requests   {kinds}; {size(requests['bytes_received'])} received, {requests['errors']} failed")
+    lines.append(f"  log        {d['log']}")
+    return "\n".join(lines)
+
+
+def oldest_fresh(ttl_s: float | None) -> float:
+    """The time after which a listing must have been made to count as fresh now."""
+    return 0.0 if ttl_s is None else time.time() - ttl_s
+
+
+def show_warm(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Shows progress with rate and time left where stderr is a terminal; the last update is the result."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    last: dict[str, Any] = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("listing", total=None)
+        for last in updates:
+            words = f"{last['files_done']} of {last['files']}{'+' if last['listing'] else ''} files"
+            progress.update(bar, total=last["bytes"], completed=last["bytes_done"], description=words)
+    seconds = max(1e-3, time.monotonic() - started)
+    console.print(
+        f"{last['files_done']} files, {size(last['bytes_done'])} are in the cache ({seconds:.1f} s, "
+        f"{size(last['bytes_done'] / seconds)}/s)",
+        highlight=False,
+    )
+    return last

@@ -1,0 +1,392 @@
+"""The keeper: owns one FUSE session, starts the mover and the servers, watches them, and answers the control socket.
+
+Order of a start: the mover first, so that a wrong bucket, region, credential or permission fails before anything is
+mounted; then the mount; the servers; then proof from another process that the mount answers; then `ready`. Whatever
+fails on the way is undone. A keeper that follows a dead one (`adopt`) takes the running session and joins its servers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from mountkit import __version__, errors, ipc, logs, mountinfo, places
+from mountkit.config import MountSettings
+from mountkit.errors import HostError, MountBusy, MountError, MountkitError
+from mountkit.ipc import Channel, ChannelClosed, Message, Progress
+from mountkit.serve import messages, processes, session
+from mountkit.serve.mover_host import MoverHost
+from mountkit.serve.server_pool import ServerPool
+from mountkit.serve.session import Session
+from mountkit.serve.shared import SharedMemory
+
+log = logging.getLogger(__name__)
+_PROOF_S = 10.0
+_STOP_S = 5.0
+
+
+class Keeper:
+    """One mount. Make it, `run` it; it returns when the mount is gone."""
+
+    def __init__(self, settings: MountSettings, *, secrets_fd: int | None) -> None:
+        self.settings = settings
+        self._secrets_fd = secrets_fd
+        self._since = time.time()
+        self._state = "starting"
+        self._stop = trio.Event()
+        self._ended = trio.Event()
+
+    async def run(self, report: Channel | None) -> None:
+        """Mounts and keeps the mount until it is unmounted. Raises MountkitError if it cannot be mounted."""
+        session.check_host(allow_other=self.settings.allow_other)
+        places.ensure_runtime_directory()
+        with contextlib.ExitStack() as stack:
+            state_fd = places.open_state(self.settings.cache_directory, self.settings.state_name)
+            stack.callback(os.close, state_fd)
+            if report is not None:
+                logs.to_state_directory(state_fd)
+            shared_fd = SharedMemory.create()
+            stack.callback(os.close, shared_fd)
+            self._prepare(state_fd, shared_fd)
+            async with trio.open_nursery() as nursery:
+                self._servers.prestart()  # they import while the mover asks the bucket
+                try:
+                    await nursery.start(self._mover.run)
+                    mounted = await trio.to_thread.run_sync(self._mount)
+                except BaseException:
+                    self._servers.kill()
+                    raise
+                stack.callback(os.close, mounted.fd)
+                try:
+                    await self._serve(nursery, mounted, report)
+                finally:
+                    nursery.cancel_scope.cancel()
+
+    async def adopt(self, start: Message) -> None:
+        """Takes over the session of a dead keeper, whose servers go on meanwhile."""
+        fuse_fd, shared_fd, state_fd = start.fds
+        body = start.body["adopt"]
+        logs.to_state_directory(state_fd)
+        self._prepare(state_fd, shared_fd)
+        mounted = Session(fuse_fd, bytes.fromhex(body["init"]), self.settings.directory, body["device"])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._mover.run)
+            try:
+                await self._serve(nursery, mounted, None, adopted=start.body)
+            finally:
+                nursery.cancel_scope.cancel()
+
+    # ---- start ---------------------------------------------------------------------------------------------
+    def _prepare(self, state_fd: int, shared_fd: int) -> None:
+        path = places.state_path(self.settings.cache_directory, self.settings.state_name)
+        self._state_path = path
+        self._mover = MoverHost(self.settings, places.mover_socket(path), state_fd, self._secrets_fd)
+        self._shared = SharedMemory(shared_fd)
+        self._servers = ServerPool(self.settings.servers, [shared_fd, state_fd])
+
+    def _mount(self) -> Session:
+        s = self.settings
+        mounted = session.mount(s.directory, source=str(s.source), allow_other=s.allow_other)
+        os.set_inheritable(mounted.fd, False)
+        return mounted
+
+    async def _serve(
+        self, nursery: trio.Nursery, mounted: Session, report: Channel | None, adopted: dict[str, Any] | None = None
+    ) -> None:
+        self._mounted = mounted
+        socket_path = places.keeper_socket(mounted.device)
+        done = False
+        try:
+            with _session_lock(socket_path + ".lock"):
+                async with ipc.listening(socket_path) as listener:
+                    nursery.start_soon(ipc.serve, listener, self._answer)
+                    await self._start_servers(nursery, socket_path, adopted)
+                    if adopted is None:
+                        session.set_read_ahead(mounted.device)
+                        await self._prove()
+                    self._state = "ok"
+                    log.info("%s is mounted at %s", self.settings.source, mounted.directory)
+                    if report is not None:
+                        await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
+                    await self._until_the_end()
+                    done = True
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._take_down(clean=done)
+
+    async def _start_servers(self, nursery: trio.Nursery, socket_path: str, adopted: dict[str, Any] | None) -> None:
+        s = self.settings
+        passthrough = s.passthrough and os.getuid() == 0 and messages.kernel_offers_passthrough(self._mounted.init)
+        self._passthrough = passthrough
+        start = {
+            "settings": s.to_json(),
+            "init": self._mounted.init.hex(),
+            "device": self._mounted.device,
+            "passthrough": passthrough,
+            "mover_socket": self._mover.socket_path,
+            "keeper_socket": socket_path,
+        }
+        await nursery.start(self._servers.run, start, self._mounted.fd, self._shared, s.resend, adopted)
+        nursery.start_soon(self._end_with_servers)
+
+    async def _prove(self) -> None:
+        """Another process must get an answer from the mount: this one would wait for itself."""
+        command = ["stat", "--", self._mounted.directory]
+        with trio.move_on_after(_PROOF_S):
+            done = await trio.run_process(
+                command, check=False, capture_stdout=True, capture_stderr=True, env=processes.environment()
+            )
+            if done.returncode == 0:
+                return
+            raise MountError(f"the mount at {self._mounted.directory} does not answer: {done.stderr.decode().strip()}")
+        raise MountError(f"the mount at {self._mounted.directory} did not answer within {_PROOF_S:g} s")
+
+    # ---- end -----------------------------------------------------------------------------------------------
+    async def _end_with_servers(self) -> None:
+        await self._servers.session_ended.wait()
+        self._ended.set()
+        self._stop.set()
+
+    async def _until_the_end(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_on_signal)
+            await self._stop.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _stop_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async for number in received:
+                log.info("signal %d: unmounting %s", number, self._mounted.directory)
+                try:
+                    await trio.to_thread.run_sync(session.unmount, self._mounted.directory)
+                except MountBusy:
+                    log.warning("%s is in use; taking it away from sight", self._mounted.directory)
+                except MountError as exc:
+                    log.warning("%s", exc)
+                self._stop.set()
+
+    async def _take_down(self, *, clean: bool) -> None:
+        self._state = "stopping"
+        directory = self._mounted.directory
+        if not self._ended.is_set() and _is_mounted(directory, self._mounted.device):
+            with contextlib.suppress(MountkitError):
+                await trio.to_thread.run_sync(lambda: session.unmount(directory, lazy=True))
+        if clean:
+            with trio.move_on_after(_STOP_S if not self._ended.is_set() else 1.0):
+                await self._servers.session_ended.wait()
+        self._servers.kill()
+        await self._mover.goodbye()
+        if _is_mounted(directory, self._mounted.device):
+            with contextlib.suppress(MountkitError):
+                session.unmount(directory, lazy=True)
+        log.info("%s is unmounted", directory)
+
+    # ---- control socket ------------------------------------------------------------------------------------
+    async def _answer(self, channel: Channel) -> None:
+        first = await _first(channel)
+        if first is None:
+            channel.close()
+        elif first.body.get("op") == "join":
+            await self._servers.join(int(first.body["slot"]), int(first.body["pid"]), channel)
+        else:
+            await ipc.answer_requests(_Replay(channel, first), self._handle)
+
+    async def _handle(self, request: Message, _progress: Progress) -> dict[str, Any]:
+        operation = request.body.get("op")
+        if operation == "status":
+            return await self.status()
+        if operation == "unmount":
+            return await self._unmount(force=bool(request.body.get("force")))
+        if operation == "refresh":
+            return await self._refresh(str(request.body.get("path", "")))
+        raise MountError(
+            f"this mount does not know how to `{operation}`", "is it served by another version of mountkit?"
+        )
+
+    async def _unmount(self, *, force: bool) -> dict[str, Any]:
+        directory = self._mounted.directory
+        if force:
+            session.abort(self._mounted.device)
+            await trio.to_thread.run_sync(lambda: session.unmount(directory, lazy=True))
+            self._ended.set()
+        else:
+            await trio.to_thread.run_sync(session.unmount, directory)
+        self._stop.set()
+        return {"unmounted": True, "keeper_pid": os.getpid(), "mover_pid": self._mover.pid}
+
+    async def _refresh(self, path: str) -> dict[str, Any]:
+        answer = await self._mover.link.call("refresh", budget_s=600.0, path=path)
+        changes = answer.body["changes"]
+        if changes:
+            command = processes.command("mountkit.serve.notifier", str(self._mounted.fd))
+            with trio.move_on_after(30.0):
+                await trio.run_process(
+                    command,
+                    stdin=_json_bytes(changes),
+                    pass_fds=[self._mounted.fd],
+                    cwd="/",
+                    env=processes.environment(),
+                    check=False,
+                )
+        return {"changed": len(changes)}
+
+    async def status(self) -> dict[str, Any]:
+        """Everything about this mount, as `mountkit status --json` shows it."""
+        mover, reasons = await self._mover.statistics()
+        counters = self._shared.total()
+        state = "degraded" if self._state == "ok" and reasons else self._state
+        reads = {name: getattr(counters, name) for name in counters.__slots__}
+        return {
+            "source": str(self.settings.source),
+            "directory": self._mounted.directory,
+            "driver": "fuse",
+            "state": state,
+            "reasons": reasons,
+            "keeper_pid": os.getpid(),
+            "server_pids": self._servers.pids(),
+            "mover_pid": self._mover.pid,
+            "cache_directory": self.settings.cache_directory,
+            "state_directory": self._state_path,
+            "log": os.path.join(self._state_path, logs.FILE_NAME),
+            "device": self._mounted.device,
+            "since": self._since,
+            "endpoint": self.settings.source.endpoint,
+            "ttl_s": self.settings.ttl_s if self.settings.ttl_s != float("inf") else None,
+            "passthrough": self._passthrough,
+            "passthrough_reason": self._why_no_passthrough(),
+            "reads": reads,
+            "cache": mover.get("cache", {}),
+            "requests": mover.get("requests", {}),
+            "mover": mover.get("mover", {}),
+            "restarts": {"server": self._servers.restarts, "mover": self._mover.restarts},
+            "version": __version__,
+        }
+
+    def _why_no_passthrough(self) -> str:
+        if self._passthrough:
+            return ""
+        if not self.settings.passthrough:
+            return "switched off"
+        if os.getuid() != 0:
+            return "only root may open files in passthrough"
+        return "the kernel does not offer it (Linux 6.9 does)"
+
+
+class _Replay:
+    """A channel whose first message was read already."""
+
+    def __init__(self, channel: Channel, first: Message) -> None:
+        self._channel, self._first = channel, [first]
+        self.send, self.close = channel.send, channel.close
+
+    async def receive(self) -> Message:
+        return self._first.pop() if self._first else await self._channel.receive()
+
+
+def _json_bytes(value: object) -> bytes:
+    import json
+
+    return json.dumps(value).encode()
+
+
+async def _first(channel: Channel) -> Message | None:
+    try:
+        return await channel.receive()
+    except ChannelClosed:
+        return None
+
+
+async def _report(report: Channel, body: dict[str, Any]) -> None:
+    try:
+        await report.send(body)
+    except ChannelClosed as exc:
+        raise MountError("the command that asked for the mount is gone") from exc
+
+
+def _is_mounted(directory: str, device: str) -> bool:
+    return any(m.directory == directory and m.device == device for m in mountinfo.ours())
+
+
+@contextlib.contextmanager
+def _session_lock(path: str) -> Any:
+    """Held by the session's keeper for its life. Raises HostError if another keeper holds it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise HostError("another keeper has this session already") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(fd)
+
+
+async def _main(fds: Sequence[int]) -> int:
+    """One descriptor: a channel on which the start comes. See `mounts.start_keeper`."""
+    channel = Channel.from_fd(fds[0])
+    try:
+        start = await channel.receive()
+    except ChannelClosed:
+        return 1
+    if "adopt" in start.body:
+        return await _adopt(start, channel)
+    settings = MountSettings.from_json(start.body["settings"])
+    foreground = bool(start.body.get("foreground"))
+    keeper = Keeper(settings, secrets_fd=start.fds[0] if start.fds else None)
+    try:
+        await keeper.run(None if foreground else channel)
+    except* MountkitError as group:
+        error = first_error(group)
+        if foreground:
+            print(errors.two_lines(error), file=sys.stderr)  # noqa: T201
+        else:
+            log.error("%s", error)
+            with contextlib.suppress(ChannelClosed):
+                await channel.send({"error": error.to_json()})
+        return error.exit_code
+    return 0
+
+
+async def _adopt(start: Message, channel: Channel) -> int:
+    settings = MountSettings.from_json(start.body["adopt"]["settings"])
+    keeper = Keeper(settings, secrets_fd=None)
+    try:
+        await keeper.adopt(start)
+    except* MountkitError as group:
+        log.info("not needed: %s", first_error(group))
+    finally:
+        channel.close()
+    return 0
+
+
+def first_error(group: BaseExceptionGroup[MountkitError]) -> MountkitError:
+    """The first MountkitError in a group of them."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, MountkitError)
+    return found
+
+
+def main() -> None:
+    """Entry of the process: `python -I -m mountkit.serve.keeper CHANNEL_FD`."""
+    os.chdir("/")
+    logs.basic()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal must not end a mount
+    sys.exit(trio.run(_main, [int(word) for word in sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

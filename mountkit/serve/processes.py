@@ -1,0 +1,72 @@
+"""Starting and watching our own processes: isolated Python, cwd `/`, a whitelisted environment, named descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import trio
+
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET", "WATCHDOG_USEC")
+
+
+def environment() -> dict[str, str]:
+    """What a process of ours may know of the caller's environment."""
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours, isolated from the caller's directory and PYTHON* variables."""
+    return [sys.executable, "-I", "-m", module, *arguments]
+
+
+def spawn(module: str, *, fds: Sequence[int] = ()) -> tuple[subprocess.Popen[bytes], int]:
+    """Starts a module in a session of its own; its last argument is its end of a socket pair. Returns our end too."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            command(module, str(theirs.fileno())),
+            cwd="/",
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno(), *fds],
+            start_new_session=True,
+        )
+    return process, ours.detach()
+
+
+class Watched:
+    """A process by its pidfd: works for children and for processes another keeper started."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises ProcessLookupError if it is gone already."""
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self.exit_code: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Watched pid={self.pid} exit_code={self.exit_code}>"
+
+    async def wait(self) -> int | None:
+        """Waits for its end: its exit code, negative for a signal; None where it is not our child."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+        self._reap()
+        return self.exit_code
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            _, status = os.waitpid(self.pid, os.WNOHANG)
+            self.exit_code = os.waitstatus_to_exitcode(status)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        os.close(self._pidfd)

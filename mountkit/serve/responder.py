@@ -1,0 +1,259 @@
+"""The hot operations, answered raw on the wire: LOOKUP, GETATTR, OPEN, READ, READDIRPLUS, RELEASE, FORGET.
+
+What is on this machine is answered in the same turn (no task, no socket pair, no libfuse: half the cost of the same
+answer through pyfuse3); what has to wait gets a task with a budget. OPEN must be answered here in any case: pyfuse3
+cannot hand the kernel a backing file. A waiting task ends early when its caller is being killed, so `kill -9` of a
+reader never has to wait for a slow bucket.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from mountkit.catalog import SEALED_BIT
+from mountkit.serve import messages, session
+from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem
+from mountkit.serve.shared import BackingTableFull, SharedMemory
+from mountkit.serve.wire import RawHandler, Wire
+
+log = logging.getLogger(__name__)
+_SIGKILL_BIT = 1 << 8
+_LISTINGS = 1024
+T = TypeVar("T")
+
+
+class Responder:
+    """Raw answers of one server. `run` must run as long as the wire does."""
+
+    def __init__(self, wire: Wire, files: InputFileSystem, shared: SharedMemory) -> None:
+        self._wire, self._files, self._shared = wire, files, shared
+        self._count = files.counters
+        self._tasks: trio.Nursery | None = None
+        self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}
+        self._somebody_waits = trio.Event()
+        self._listing_started: dict[int, float] = {}
+
+    def handlers(self) -> dict[int, RawHandler]:
+        return {
+            messages.LOOKUP: self._lookup,
+            messages.GETATTR: self._getattr,
+            messages.OPEN: self._open,
+            messages.READ: self._read,
+            messages.READDIRPLUS: self._readdirplus,
+            messages.RELEASE: self._release,
+            messages.FORGET: self._no_answer,
+            messages.BATCH_FORGET: self._no_answer,
+            messages.INTERRUPT: self._no_answer,
+        }
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as self._tasks:
+            self._tasks.start_soon(self._watch_callers)
+            task_status.started()
+
+    # ---- operations ----------------------------------------------------------------------------------------
+    def _no_answer(self, _unique: int, _inode: int, _pid: int, _length: int) -> None:
+        """FORGET: inode numbers are row ids, there is nothing to forget. INTERRUPT: see `_watch_callers`."""
+
+    def _lookup(self, unique: int, parent: int, pid: int, length: int) -> None:
+        name = messages.lookup_name(self._wire.buffer, length)
+        self._count.lookups += 1
+
+        def answer(found: Found) -> None:
+            if found.attributes is None:
+                self._wire.send(messages.negative_entry(unique, found.timeout_s))
+            else:
+                self._wire.send(messages.entry(unique, found.attributes, found.timeout_s))
+
+        async def wait() -> None:
+            answer(await self._files.lookup(parent, name))
+
+        found = self._try(unique, lambda: self._files.lookup_now(parent, name))
+        if found is not None:
+            answer(found)
+        elif found is None and not self._failed:
+            self._start(unique, pid, wait)
+
+    def _getattr(self, unique: int, inode: int, _pid: int, _length: int) -> None:
+        found = self._try(unique, lambda: self._files.attributes_now(inode))
+        if found is not None:
+            self._wire.send(messages.attributes(unique, *found))
+
+    def _open(self, unique: int, inode: int, pid: int, _length: int) -> None:
+        self._count.opens += 1
+        if inode & SEALED_BIT:
+            self._open_sealed(unique, inode, pid)
+            return
+
+        async def wait() -> None:
+            await self._files.prepare_open(inode)
+            self._wire.send(messages.opened(unique, inode, messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH))
+
+        ready = self._try(unique, lambda: self._files.can_open_now(inode))
+        if ready:
+            self._wire.send(messages.opened(unique, inode, messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH))
+        elif not self._failed:
+            self._start(unique, pid, wait)
+
+    def _open_sealed(self, unique: int, inode: int, pid: int) -> None:
+        def now() -> bool:
+            sealed = self._files.sealed_now(inode)
+            if sealed is None:
+                return False
+            try:
+                backing_id = self._shared.acquire_backing(
+                    inode, lambda: session.open_backing(self._wire.kernel, sealed.fd)
+                )
+            except BackingTableFull:
+                raise FileSystemError(errno.ENFILE) from None
+            except OSError as exc:
+                log.warning("cannot open inode %d in passthrough: %s", inode, exc)
+                raise FileSystemError(errno.EIO) from exc
+            finally:
+                os.close(sealed.fd)
+            self._count.passthrough_opens += 1
+            flags = messages.FOPEN_PASSTHROUGH | messages.FOPEN_NOFLUSH
+            if not self._wire.send(messages.opened(unique, inode, flags, backing_id)):
+                self._shared.release_backing(inode, self._close_backing)
+            return True
+
+        async def wait() -> None:
+            await self._files.verify_sealed(inode)
+            if not now():
+                raise FileSystemError(errno.ESTALE)
+
+        if not self._try(unique, now) and not self._failed:
+            self._start(unique, pid, wait)
+
+    def _release(self, unique: int, inode: int, _pid: int, _length: int) -> None:
+        if inode & SEALED_BIT and not unique & messages.UNIQUE_RESEND:
+            self._shared.release_backing(inode, self._close_backing)
+        self._wire.send(messages.failed(unique, 0))
+
+    def _read(self, unique: int, inode: int, pid: int, _length: int) -> None:
+        offset, size = messages.read_request(self._wire.buffer)
+
+        def answer(data: bytes) -> None:
+            self._count.reads += 1
+            self._count.read_bytes += len(data)
+            self._wire.send(messages.data_header(unique, len(data)), data)
+            note = self._files.note_read(inode, offset, size)
+            if note and self._tasks:
+                self._tasks.start_soon(self._files.tell_read, *note, size)
+
+        async def wait() -> None:
+            answer(await self._files.read(inode, offset, size))
+
+        data = self._try(unique, lambda: self._files.read_now(inode, offset, size))
+        if isinstance(data, bytes):
+            self._count.hits += 1
+            answer(data)
+        elif not self._failed:
+            self._count.misses += 1
+            self._start(unique, pid, wait)
+
+    def _readdirplus(self, unique: int, inode: int, pid: int, _length: int) -> None:
+        cookie, size = messages.read_request(self._wire.buffer)
+        if cookie == 0 or inode not in self._listing_started:
+            self._listing_started[inode] = self._files.fresh_after()
+            if len(self._listing_started) > _LISTINGS:
+                del self._listing_started[next(iter(self._listing_started))]
+        fresh_after = self._listing_started[inode]
+
+        def answer(entries: list[DirectoryEntry]) -> None:
+            pieces, room = [], size
+            for e in entries:
+                record = messages.directory_entry(e.name, e.cookie, e.attributes, e.timeout_s)
+                room -= len(record)
+                if room < 0:
+                    break
+                pieces.append(record)
+            data = b"".join(pieces)
+            self._wire.send(messages.data_header(unique, len(data)), data)
+
+        async def wait() -> None:
+            answer(await self._files.entries(inode, cookie, fresh_after=fresh_after))
+
+        entries = self._try(unique, lambda: self._files.entries_now(inode, cookie, fresh_after=fresh_after))
+        if entries is not None:
+            answer(entries)
+        elif not self._failed:
+            self._start(unique, pid, wait)
+
+    # ---- inside --------------------------------------------------------------------------------------------
+    _failed = False
+
+    def _try(self, unique: int, now: Callable[[], T]) -> T | None:
+        """The result of an operation that does not wait; on failure it is answered and `_failed` is set."""
+        self._count.requests += 1
+        self._failed = False
+        try:
+            return now()
+        except FileSystemError as exc:
+            self._fail(unique, exc.errno)
+        except Exception:
+            log.exception("a request failed in a way nobody foresaw")
+            self._fail(unique, errno.EIO)
+        return None
+
+    def _fail(self, unique: int, number: int) -> None:
+        self._failed = True
+        if number not in (errno.ENOENT, errno.ESTALE):
+            self._count.errors += 1
+        self._wire.send(messages.failed(unique, number))
+
+    def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(self._finish, unique, pid, wait)
+
+    async def _finish(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
+        with trio.CancelScope() as scope:
+            self._waiting[unique] = pid, scope
+            self._somebody_waits.set()
+            try:
+                await wait()
+            except FileSystemError as exc:
+                self._fail(unique, exc.errno)
+            except Exception:
+                log.exception("a request failed in a way nobody foresaw")
+                self._fail(unique, errno.EIO)
+            finally:
+                self._waiting.pop(unique, None)
+        if scope.cancelled_caught:
+            self._wire.send(messages.failed(unique, errno.EINTR))
+
+    async def _watch_callers(self) -> None:
+        """Once a second looks whether somebody who waits is being killed, and lets him go."""
+        while True:
+            await self._somebody_waits.wait()
+            await trio.sleep(1.0)
+            if not self._waiting:
+                self._somebody_waits = trio.Event()
+            for pid, scope in list(self._waiting.values()):
+                if _is_dying(pid):
+                    scope.cancel()
+
+    def _close_backing(self, backing_id: int) -> None:
+        session.close_backing(self._wire.kernel, backing_id)
+
+
+def _is_dying(pid: int) -> bool:
+    """Whether the thread `pid` is gone or has a SIGKILL pending; False for callers of another pid namespace (0)."""
+    if pid == 0:
+        return False
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                if line.startswith(("SigPnd:", "ShdPnd:")) and int(line.split()[1], 16) & _SIGKILL_BIT:
+                    return True
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False

@@ -1,0 +1,122 @@
+"""The server process: answers the kernel for one mount. Holds no credentials and never talks to the network.
+
+It is started with one descriptor, its end of a socket pair to the keeper. The keeper's `serve` message brings the
+settings and the descriptors (FUSE, shared memory, state directory); the server answers `ready` once libfuse has
+negotiated. Everything it knows is in the catalog, the cache and that message, so it can be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from typing import Any
+
+import pyfuse3  # noqa: F401 - imported before the keeper's message comes, so that a start takes less time
+import trio
+
+from mountkit import logs
+from mountkit.cache import CacheReader
+from mountkit.catalog import CatalogView
+from mountkit.config import MountSettings
+from mountkit.ipc import Channel, ChannelClosed
+from mountkit.serve import fuse, succession
+from mountkit.serve.input_fs import InputFileSystem, Presentation
+from mountkit.serve.mover_link import MoverLink
+from mountkit.serve.responder import Responder
+from mountkit.serve.shared import SharedMemory
+from mountkit.serve.wire import InitMismatch, Wire
+
+log = logging.getLogger(__name__)
+SESSION_ENDED, MISMATCH = 0, 3
+
+
+async def _main(channel_fd: int) -> int:
+    channel = Channel.from_fd(channel_fd)
+    try:
+        start = await channel.receive()
+    except ChannelClosed:
+        return SESSION_ENDED
+    fuse_fd, shared_fd, state_fd = start.fds
+    body = start.body
+    settings = MountSettings.from_json(body["settings"])
+    logs.to_state_directory(state_fd)
+    shared = SharedMemory(shared_fd)
+    counters = shared.counters(body["slot"])
+    ready = trio.Event()
+    shape: list[int] = []
+
+    def on_ready(negotiated: tuple[int, ...]) -> None:
+        shape.extend(negotiated)
+        ready.set()
+
+    def before_wait() -> None:
+        counters.resent += wire.resent
+        wire.resent = 0
+        shared.store_counters(body["slot"], counters)
+        shared.store_newest_unique(body["slot"], wire.newest_unique)
+
+    wire = Wire(
+        fuse_fd,
+        bytes.fromhex(body["init"]),
+        first=body["first"],
+        passthrough=body["passthrough"],
+        expected_shape=body.get("shape"),
+        on_ready=on_ready,
+        before_wait=before_wait,
+    )
+    show = Presentation(
+        settings.uid,
+        settings.gid,
+        settings.umask,
+        settings.ttl_s,
+        body["passthrough"],
+        settings.data_budget_s,
+        settings.metadata_budget_s,
+    )
+    mover = MoverLink(body["mover_socket"])
+    files = InputFileSystem(CatalogView.open(state_fd), CacheReader.open(state_fd), mover, show, counters)
+    responder = Responder(wire, files, shared)
+    wire.answer_raw(responder.handlers())
+    state = succession.State(body, [fuse_fd, shared_fd, state_fd], channel)
+
+    async def report_ready() -> None:
+        await ready.wait()
+        state.shape = shape
+        with contextlib.suppress(ChannelClosed):
+            await channel.send({"ready": True, "shape": shape})
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(mover.run)
+        await nursery.start(responder.run)
+        nursery.start_soon(report_ready)
+        nursery.start_soon(succession.follow_keeper, state)
+        await fuse.serve(wire, files, fuse_fd)
+        before_wait()
+        with contextlib.suppress(ChannelClosed):
+            await state.channel.send({"ended": True})
+        nursery.cancel_scope.cancel()
+    return SESSION_ENDED
+
+
+def _mismatch(group: BaseExceptionGroup[Any]) -> bool:
+    found, _ = group.split(InitMismatch)
+    return found is not None
+
+
+def main() -> None:
+    """Entry of the process: `python -I -m mountkit.serve.server CHANNEL_FD`."""
+    os.chdir("/")
+    logs.basic()
+    try:
+        sys.exit(trio.run(_main, int(sys.argv[1])))
+    except BaseExceptionGroup as group:
+        if _mismatch(group):
+            log.error("this server's libfuse does not fit the session: %s", group)
+            sys.exit(MISMATCH)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The servers of one mount: started, watched, and started again; nothing that was in flight is lost when one dies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import trio
+
+from mountkit.errors import MountError
+from mountkit.ipc import Channel, ChannelClosed
+from mountkit.serve import processes, session
+from mountkit.serve.processes import Watched
+from mountkit.serve.shared import SharedMemory
+
+log = logging.getLogger(__name__)
+SERVER_MODULE = "mountkit.serve.server"
+_READY_S = 10.0
+_JOIN_S = 3.0
+
+
+class _Server:
+    """One slot's process."""
+
+    def __init__(self, watched: Watched, channel: Channel) -> None:
+        self.watched, self.channel = watched, channel
+        self.serving = False
+
+    async def said_it_ended(self) -> bool:
+        """Whether its last word, read after its death, was that the kernel ended the session."""
+        try:
+            while True:
+                if (await self.channel.receive()).body.get("ended"):
+                    return True
+        except ChannelClosed:
+            return False
+        finally:
+            self.channel.close()
+
+
+class ServerPool:
+    """`count` slots. `session_ended` is set when a server says the kernel ended the session."""
+
+    def __init__(self, count: int, fds: list[int]) -> None:
+        """`fds`: shared memory and state directory, which every server gets besides the FUSE descriptor."""
+        self.session_ended = trio.Event()
+        self.restarts = 0
+        self._count, self._fds = count, fds
+        self._servers: dict[int, _Server] = {}
+        self._joined: dict[int, _Server] = {}
+        self._all_joined = trio.Event()
+        self._shape: list[int] | None = None
+        self._stopping = False
+
+    def prestart(self) -> None:
+        """Starts the processes, which import and wait for the `serve` message."""
+        for slot in range(self._count):
+            self._servers[slot] = self._spawn()
+
+    def pids(self) -> list[int]:
+        return [server.watched.pid for _, server in sorted(self._servers.items())]
+
+    def kill(self) -> None:
+        """Ends all servers at once; they have nothing to lose."""
+        self._stopping = True
+        for server in self._servers.values():
+            server.watched.kill()
+
+    async def run(
+        self,
+        start: dict[str, Any],
+        fuse_fd: int,
+        shared: SharedMemory,
+        resend: bool,
+        adopted: dict[str, Any] | None,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        """Reports started once every slot serves; then keeps it so. Raises MountError if none gets ready."""
+        self._start, self._fuse_fd, self._shared, self._resend = start, fuse_fd, shared, resend
+        async with trio.open_nursery() as nursery:
+            if adopted is not None:
+                self._shape = list(adopted["shape"])
+                await self._await_joins()
+            else:
+                await self._begin(0, first=True)
+            async with trio.open_nursery() as starting:
+                for slot in range(self._count):
+                    if slot not in self._servers:
+                        self._servers[slot] = self._spawn()
+                    if not self._servers[slot].serving:
+                        starting.start_soon(self._begin, slot)
+            if adopted is not None:
+                self._hand_out_again()
+            for slot in range(self._count):
+                nursery.start_soon(self._watch, slot)
+            task_status.started()
+
+    async def join(self, slot: int, pid: int, channel: Channel) -> None:
+        """A server whose keeper died comes to this one."""
+        with contextlib.suppress(ProcessLookupError):
+            server = _Server(Watched(pid), channel)
+            server.serving = True
+            self._joined[slot] = server
+            if len(self._joined) == self._count:
+                self._all_joined.set()
+            log.info("server %d (pid %d) joined", slot, pid)
+
+    async def _await_joins(self) -> None:
+        with trio.move_on_after(_JOIN_S):
+            await self._all_joined.wait()
+        self._servers = dict(self._joined)
+
+    def _spawn(self) -> _Server:
+        process, fd = processes.spawn(SERVER_MODULE)
+        return _Server(Watched(process.pid), Channel.from_fd(fd))
+
+    async def _begin(self, slot: int, *, first: bool = False) -> None:
+        """Sends the `serve` message and waits until the server has negotiated."""
+        server = self._servers[slot]
+        body = {**self._start, "slot": slot, "first": first, "shape": self._shape}
+        with trio.move_on_after(_READY_S):
+            try:
+                await server.channel.send(body, fds=[self._fuse_fd, *self._fds])
+                answer = await server.channel.receive()
+            except ChannelClosed:
+                if self._shape is None:
+                    raise MountError(
+                        "a server ended at its start", "the log in the state directory may say why"
+                    ) from None
+                return  # `_watch` starts it again
+            self._shape = answer.body["shape"]
+            server.serving = True
+            return
+        server.watched.kill()
+        if self._shape is None:
+            raise MountError(f"a server was not ready within {_READY_S:g} s")
+
+    async def _watch(self, slot: int) -> None:
+        delay = 0.0
+        while True:
+            server = self._servers[slot]
+            code = await server.watched.wait()
+            server.watched.close()
+            if self._stopping or await server.said_it_ended():
+                self.session_ended.set()
+                return
+            log.warning("server %d (pid %d) ended with %s; starting another", slot, server.watched.pid, code)
+            self.restarts += 1
+            if any(s.serving for n, s in self._servers.items() if n != slot):
+                self._hand_out_again()  # the others can answer what it left at once
+            await trio.sleep(delay)
+            delay = 0.0 if server.serving else min(2.0, delay + 0.2)
+            self._servers[slot] = self._spawn()
+            await self._begin(slot)
+            self._hand_out_again()
+
+    def _hand_out_again(self) -> None:
+        """Has the kernel repeat what a dead server had in its hands."""
+        try:
+            if self._resend and session.resend(self._fuse_fd):
+                return
+            session.fail_in_flight(self._fuse_fd, self._shared.newest_unique())
+        except OSError as exc:
+            log.info("the session is gone: %s", exc)

@@ -1,0 +1,163 @@
+"""Memory the processes of one mount share: counters of the servers, and the table of backing files.
+
+It is a memfd that the keeper makes and every server maps, so it survives the death of any of them.
+
+Backing files. All opens of one inode in passthrough must name the same backing id (the kernel answers EIO otherwise),
+whichever server answers them, so the ids stand here with the number of opens that use them. The table is guarded by
+flock on a descriptor of each process's own: the kernel lets go of it when a holder dies. A server killed between its
+entry here and its answer leaves a count too high: one backing file stays open until the unmount, nothing worse.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+MAX_SERVERS = 8
+_SLOT_BYTES = 256
+_TABLE_OFFSET = MAX_SERVERS * _SLOT_BYTES
+_BACKINGS = 1 << 16
+_BACKING = struct.Struct("<QiI")  # inode, backing id, opens
+_TOTAL = _TABLE_OFFSET + _BACKINGS * _BACKING.size
+
+
+@dataclass(slots=True)
+class ServerCounters:
+    """What one server slot has done since the mount; a server that takes over a slot goes on counting."""
+
+    requests: int = 0
+    lookups: int = 0
+    opens: int = 0
+    passthrough_opens: int = 0
+    reads: int = 0
+    read_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    errors: int = 0
+    resent: int = 0
+
+    def __add__(self, other: ServerCounters) -> ServerCounters:
+        return ServerCounters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+_COUNTERS = struct.Struct(f"<{len(fields(ServerCounters))}Q")
+_UNIQUE = struct.Struct("<Q")
+
+
+class BackingTableFull(Exception):
+    """More different files are open in passthrough than the table holds."""
+
+
+class SharedMemory:
+    """One process's view of the memory."""
+
+    def __init__(self, fd: int) -> None:
+        """`fd` stays the caller's."""
+        self._lock_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)  # flock belongs to an open file
+        self._memory = mmap.mmap(self._lock_fd, _TOTAL)
+
+    @staticmethod
+    def create() -> int:
+        """A new memfd of the right size, close-on-exec."""
+        fd = os.memfd_create("mountkit-shared", os.MFD_CLOEXEC)
+        os.ftruncate(fd, _TOTAL)
+        return fd
+
+    def close(self) -> None:
+        self._memory.close()
+        os.close(self._lock_fd)
+
+    def counters(self, slot: int) -> ServerCounters:
+        return ServerCounters(*_COUNTERS.unpack_from(self._memory, slot * _SLOT_BYTES))
+
+    def store_counters(self, slot: int, counters: ServerCounters) -> None:
+        values = (getattr(counters, f.name) for f in fields(counters))
+        _COUNTERS.pack_into(self._memory, slot * _SLOT_BYTES, *values)
+
+    def store_newest_unique(self, slot: int, unique: int) -> None:
+        _UNIQUE.pack_into(self._memory, slot * _SLOT_BYTES + _COUNTERS.size, unique)
+
+    def newest_unique(self) -> int:
+        """The newest request any server has seen; the one that died may have seen a few more."""
+        offsets = (slot * _SLOT_BYTES + _COUNTERS.size for slot in range(MAX_SERVERS))
+        return max(_UNIQUE.unpack_from(self._memory, offset)[0] for offset in offsets)
+
+    def total(self) -> ServerCounters:
+        result = ServerCounters()
+        for slot in range(MAX_SERVERS):
+            result += self.counters(slot)
+        return result
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def acquire_backing(self, inode: int, open_backing: Callable[[], int]) -> int:
+        """The backing id of `inode`, opened by `open_backing` if no handle uses one; one more open is counted.
+
+        Raises what `open_backing` raises, BackingTableFull.
+        """
+        with self._locked():
+            position, found = self._find(inode)
+            if found:
+                _, backing_id, opens = _BACKING.unpack_from(self._memory, position)
+            else:
+                backing_id, opens = open_backing(), 0
+            _BACKING.pack_into(self._memory, position, inode, backing_id, opens + 1)
+            return int(backing_id)
+
+    def release_backing(self, inode: int, close_backing: Callable[[int], None]) -> None:
+        """One open fewer; the last one ends the backing id. An inode that is not there is passed over."""
+        with self._locked():
+            position, found = self._find(inode)
+            if not found:
+                return
+            _, backing_id, opens = _BACKING.unpack_from(self._memory, position)
+            if opens > 1:
+                _BACKING.pack_into(self._memory, position, inode, backing_id, opens - 1)
+                return
+            self._remove(position)
+            close_backing(backing_id)
+
+    # An open-addressing hash table with linear probing; removal shifts later entries back, so there are no tombstones.
+    def _home(self, inode: int) -> int:
+        return (inode * 0x9E3779B97F4A7C15 >> 40) % _BACKINGS
+
+    def _inode_at(self, index: int) -> int:
+        inode: int = _BACKING.unpack_from(self._memory, _TABLE_OFFSET + index * _BACKING.size)[0]
+        return inode
+
+    def _find(self, inode: int) -> tuple[int, bool]:
+        index = self._home(inode)
+        for _ in range(_BACKINGS // 2):
+            there = self._inode_at(index)
+            if there in (inode, 0):
+                return _TABLE_OFFSET + index * _BACKING.size, there == inode
+            index = (index + 1) % _BACKINGS
+        raise BackingTableFull
+
+    def _remove(self, position: int) -> None:
+        size = _BACKING.size
+        hole = (position - _TABLE_OFFSET) // size
+        index = hole
+        while True:
+            index = (index + 1) % _BACKINGS
+            inode = self._inode_at(index)
+            if inode == 0:
+                break
+            if (index - self._home(inode)) % _BACKINGS >= (index - hole) % _BACKINGS:
+                start = _TABLE_OFFSET + index * size
+                self._memory[_TABLE_OFFSET + hole * size : _TABLE_OFFSET + (hole + 1) * size] = self._memory[
+                    start : start + size
+                ]
+                hole = index
+        self._memory[_TABLE_OFFSET + hole * size : _TABLE_OFFSET + (hole + 1) * size] = bytes(size)

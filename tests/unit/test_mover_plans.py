@@ -1,0 +1,107 @@
+"""Readahead and the fetch queue."""
+
+import threading
+
+from mountkit.cache import BLOCK_BYTES, PART_BYTES
+from mountkit.mover.queue import FetchQueue, Priority
+from mountkit.mover.readahead import Readahead
+
+GIB = 1 << 30
+
+
+def _read(readahead: Readahead, offsets: list[int], length: int = 128 << 10, size: int = GIB) -> list[range]:
+    return [plan for offset in offsets for plan in readahead.observe(1, size, offset, length)]
+
+
+def test_a_first_read_fetches_nothing_ahead() -> None:
+    assert _read(Readahead(), [0]) == []
+
+
+def test_random_reads_fetch_nothing_ahead() -> None:
+    offsets = [(n * 7919 * BLOCK_BYTES) % GIB for n in range(1, 200)]
+    assert _read(Readahead(), offsets) == []
+
+
+def test_a_sequential_reader_gets_every_part_planned_once_and_in_order() -> None:
+    plans = _read(Readahead(), list(range(0, GIB, BLOCK_BYTES)), BLOCK_BYTES)
+    parts = [part for plan in plans for part in plan]
+    assert parts == sorted(set(parts))
+    assert parts[-1] == GIB // PART_BYTES - 1
+    assert parts[0] * PART_BYTES <= 4 * BLOCK_BYTES
+
+
+def test_the_window_grows_with_what_was_consumed_and_is_bounded() -> None:
+    readahead = Readahead()
+    ahead = []
+    planned = 0
+    for offset in range(0, GIB // 2, BLOCK_BYTES):
+        for plan in readahead.observe(1, GIB, offset, BLOCK_BYTES):
+            planned = plan.stop * PART_BYTES
+        ahead.append(planned - offset)
+    assert ahead[2] <= 8 * BLOCK_BYTES
+    assert max(ahead) <= 130 * BLOCK_BYTES
+    assert ahead[-1] >= 100 * BLOCK_BYTES
+
+
+def test_gets_are_one_to_eight_mebibytes() -> None:
+    lengths = {len(plan) * PART_BYTES for plan in _read(Readahead(), list(range(0, GIB, BLOCK_BYTES)), BLOCK_BYTES)}
+    assert min(lengths) == BLOCK_BYTES
+    assert max(lengths) == 8 * BLOCK_BYTES
+
+
+def test_a_jump_ends_the_run() -> None:
+    readahead = Readahead()
+    _read(readahead, list(range(0, 64 * BLOCK_BYTES, BLOCK_BYTES)), BLOCK_BYTES)
+    assert _read(readahead, [800 * BLOCK_BYTES]) == []
+
+
+def test_reads_that_arrive_out_of_order_are_one_run() -> None:
+    offsets = [n * BLOCK_BYTES for n in (0, 2, 1, 3, 5, 4, 7, 6, 8, 9, 10, 11)]
+    assert _read(Readahead(), offsets, BLOCK_BYTES)
+
+
+class _Job:
+    held_bytes = 1
+
+    def __init__(self, priority: Priority, log: list["_Job"], gate: threading.Event | None = None) -> None:
+        self.priority, self._log, self._gate = priority, log, gate
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        if self._gate:
+            self._gate.wait(5)
+        self._log.append(self)
+        self.done.set()
+
+
+def test_the_most_urgent_job_runs_first_and_a_promoted_one_only_once() -> None:
+    queue, log, gate = FetchQueue(max_threads=1), list[_Job](), threading.Event()
+    blocker = _Job(Priority.DEMAND, log, gate)
+    queue.put(blocker)
+    sweep, ahead, late = (_Job(p, log) for p in (Priority.SWEEP, Priority.READAHEAD, Priority.SWEEP))
+    for job in (sweep, ahead, late):
+        queue.put(job)
+    queue.promote(late, Priority.DEMAND)
+    gate.set()
+    for job in (sweep, ahead, late):
+        assert job.done.wait(5)
+    assert log == [blocker, late, ahead, sweep]
+    queue.close()
+
+
+def test_slow_down_halves_and_success_recovers() -> None:
+    now = [0.0]
+    queue, log = FetchQueue(max_threads=64, clock=lambda: now[0]), list[_Job]()
+    queue.slow_down()
+    assert queue.statistics().limit == 32
+    queue.slow_down()
+    assert queue.statistics().limit == 32, "one step a second"
+    now[0] = 1.0
+    queue.slow_down()
+    assert queue.statistics().limit == 16
+    jobs = [_Job(Priority.DEMAND, log) for _ in range(200)]
+    for job in jobs:
+        queue.put(job)
+    assert all(job.done.wait(5) for job in jobs)
+    assert queue.statistics().limit > 20
+    queue.close()
