@@ -1,0 +1,173 @@
+"""Real mounts: the command line in subprocesses, a real S3 server behind a logging proxy, everything taken down after."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psutil
+import pytest
+
+from mountkit import mountinfo
+from tests.http_proxy import LoggingProxy
+from tests.servers import SeaweedServer
+
+
+def content(seed: int, size: int) -> bytes:
+    """Bytes that betray their offset: byte i is (seed + i) % 251."""
+    pattern = bytes(i % 251 for i in range(251))
+    start = seed % 251
+    return (pattern[start:] + pattern * (size // 251 + 1))[:size]
+
+
+def drop_page_cache() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def our_processes() -> dict[int, str]:
+    """Processes of mountkit on this machine, by pid."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if any(word.startswith(("mountkit.serve.", "mountkit.mover.")) for word in line):
+            found[process.pid] = " ".join(line)
+    return found
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+@dataclass
+class Bucket:
+    """A bucket of its own on the real server, reached through a logging proxy."""
+
+    name: str
+    client: Any
+    proxy: LoggingProxy
+    environment: dict[str, str]
+
+    def put(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def delete(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=key)
+
+    @property
+    def source(self) -> str:
+        return f"s3://{self.name}?endpoint={self.proxy.url}"
+
+
+@dataclass
+class CommandLine:
+    """`mountkit` as a user runs it, with directories of its own."""
+
+    base: Path
+    environment: dict[str, str]
+    mounted: list[Path] = field(default_factory=list)
+
+    @property
+    def cache(self) -> Path:
+        return self.base / "cache"
+
+    def run(self, *words: str, timeout: float = 60, environment: dict[str, str] | None = None) -> Result:
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "mountkit.cli", *words],
+            env=self.environment if environment is None else environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+    def mount(self, source: str, *flags: str, name: str = "m") -> Path:
+        directory = self.base / name
+        directory.mkdir(exist_ok=True)
+        result = self.run("mount", source, str(directory), "--cache", str(self.cache), *flags)
+        assert result.code == 0, result.err
+        self.mounted.append(directory)
+        return directory
+
+    def unmount(self, directory: Path, *flags: str) -> None:
+        result = self.run("unmount", str(directory), *flags)
+        assert result.code == 0, result.err
+        self.mounted.remove(directory)
+
+    def status(self, directory: Path) -> dict[str, Any]:
+        result = self.run("status", str(directory), "--json")
+        assert result.code == 0, result.err
+        found: dict[str, Any] = json.loads(result.out)[0]
+        return found
+
+    def close(self) -> None:
+        for directory in list(self.mounted):
+            self.run("unmount", str(directory), "--force")
+
+
+def wait_until(what: Callable[[], bool], *, seconds: float = 10.0) -> None:
+    """Waits for something another process does; fails loudly when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def proxy(seaweed: SeaweedServer) -> Iterator[LoggingProxy]:
+    with LoggingProxy(seaweed.port) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(seaweed: SeaweedServer, proxy: LoggingProxy) -> Iterator[Bucket]:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=seaweed.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=seaweed.access_key,
+        aws_secret_access_key=seaweed.secret_key,
+    )
+    client.create_bucket(Bucket=name)
+    proxy.requests.clear()
+    proxy.fault = None
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    environment = {
+        **clean,
+        "AWS_ACCESS_KEY_ID": seaweed.access_key,
+        "AWS_SECRET_ACCESS_KEY": seaweed.secret_key,
+        "AWS_REGION": "us-east-1",
+    }
+    yield Bucket(name, client, proxy, environment)
+
+
+@pytest.fixture
+def mountkit(bucket: Bucket, tmp_path: Path) -> Iterator[CommandLine]:
+    before = our_processes()
+    line = CommandLine(tmp_path, bucket.environment)
+    yield line
+    line.close()
+    wait_until(lambda: not set(our_processes()) - set(before), seconds=15)
+    left = [m.directory for m in mountinfo.ours() if m.directory.startswith(str(tmp_path))]
+    assert not left, f"mounts were left behind: {left}"

@@ -1,0 +1,152 @@
+"""Bytes: right, from the first read on, whatever process dies."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import mmap
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, wait_until
+
+SIZES = [0, 1, 4095, 4096, 4097, 131071, 131073, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (8 << 20) + 1]
+VARIANTS = [
+    pytest.param(("--servers", "1"), id="one-server"),
+    pytest.param(("--servers", "2"), id="two-servers"),
+    pytest.param(("--servers", "2", "--no-passthrough"), id="two-servers-no-passthrough"),
+    pytest.param(("--servers", "1", "--verify", "always"), id="verify-always"),
+]
+
+
+def _fill(bucket: Bucket) -> dict[str, bytes]:
+    objects = {f"dir{n % 3}/size-{size}": content(n, size) for n, size in enumerate(SIZES)}
+    for key, data in objects.items():
+        bucket.put(key, data)
+    return objects
+
+
+def _all_right(directory: Path, objects: dict[str, bytes]) -> None:
+    for key, data in objects.items():
+        assert (directory / key).read_bytes() == data, key
+
+
+@pytest.mark.parametrize("flags", VARIANTS)
+def test_every_byte_is_right_cold_from_disk_and_after_a_remount_without_a_get(
+    bucket: Bucket, mountkit: CommandLine, flags: tuple[str, ...]
+) -> None:
+    objects = _fill(bucket)
+    directory = mountkit.mount(bucket.source, *flags)
+    _all_right(directory, objects)
+    drop_page_cache()
+    _all_right(directory, objects)
+    mountkit.unmount(directory)
+    drop_page_cache()
+    bucket.proxy.requests.clear()
+    directory = mountkit.mount(bucket.source, *flags)
+    _all_right(directory, objects)
+    assert bucket.proxy.count("GET") == 0
+
+
+@pytest.mark.parametrize("flags", VARIANTS[:3])
+def test_random_and_mapped_reads_of_a_large_file_are_right(
+    bucket: Bucket, mountkit: CommandLine, flags: tuple[str, ...]
+) -> None:
+    data = content(7, 20_000_003)
+    bucket.put("big", data)
+    path = mountkit.mount(bucket.source, *flags) / "big"
+    rnd = random.Random(3)
+    with open(path, "rb") as file:
+        for _ in range(60):
+            offset = rnd.randrange(len(data))
+            length = rnd.randrange(1, 300_000)
+            assert os.pread(file.fileno(), length, offset) == data[offset : offset + length]
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            assert mapped[:] == data
+        assert os.pread(file.fileno(), 100, len(data)) == b""
+        assert os.pread(file.fileno(), 100, len(data) - 3) == data[-3:]
+
+
+def test_a_file_that_is_opened_again_after_sealing_is_read_natively(bucket: Bucket, mountkit: CommandLine) -> None:
+    objects = _fill(bucket)
+    directory = mountkit.mount(bucket.source)
+    _all_right(directory, objects)
+
+    def native() -> bool:
+        _all_right(directory, objects)
+        reads = mountkit.status(directory)["reads"]
+        return bool(reads["passthrough_opens"] >= len(SIZES) - 1)
+
+    wait_until(native, seconds=20)
+    before = mountkit.status(directory)["reads"]["reads"]
+    drop_page_cache()
+    _all_right(directory, objects)
+    assert mountkit.status(directory)["reads"]["reads"] == before, "a read of a sealed file reached a server"
+
+
+def test_many_readers_of_one_block_cause_one_fetch(bucket: Bucket, mountkit: CommandLine) -> None:
+    data = content(5, 900_000)
+    bucket.put("hot", data)
+    path = mountkit.mount(bucket.source) / "hot"
+    path.stat()
+    bucket.proxy.requests.clear()
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: path.read_bytes() == data, range(16))) == {True}
+    assert bucket.proxy.count("GET") == 1
+
+
+def _digests(paths: list[Path], rounds: int) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for _ in range(rounds) for path in paths]
+
+
+@pytest.mark.parametrize("flags", VARIANTS[:3])
+@pytest.mark.parametrize("who", ["server", "mover", "keeper"])
+def test_readers_do_not_notice_the_death_of_a_process(
+    bucket: Bucket, mountkit: CommandLine, who: str, flags: tuple[str, ...]
+) -> None:
+    """[failures-1]"""
+    objects = {f"f{n:03d}": content(n, 300_000) for n in range(120)}
+    for key, data in objects.items():
+        bucket.put(key, data)
+    directory = mountkit.mount(bucket.source, *flags)
+    paths = [directory / key for key in objects]
+    expected = [hashlib.sha256(data).hexdigest() for data in objects.values()]
+    with concurrent.futures.ProcessPoolExecutor(4) as pool:
+        readers = [pool.submit(_digests, paths[n:] + paths[:n], 3) for n in range(0, 120, 30)]
+        for _ in range(3):
+            status = mountkit.status(directory)
+            pid = {"server": status["server_pids"][0], "mover": status["mover_pid"], "keeper": status["keeper_pid"]}[who]
+            kill(pid)
+            wait_until(lambda gone=pid: _replaced(mountkit, directory, who, gone), seconds=20)  # type: ignore[misc]
+        for n, reader in zip(range(0, 120, 30), readers, strict=True):
+            assert reader.result(60) == (expected[n:] + expected[:n]) * 3
+    assert mountkit.status(directory)["state"] == "ok"
+
+
+def _replaced(mountkit: CommandLine, directory: Path, who: str, gone: int) -> bool:
+    result = mountkit.run("status", str(directory), "--json")
+    if result.code != 0 or f'"state": "ok"' not in result.out:
+        return False
+    status = mountkit.status(directory)
+    pids = [*status["server_pids"], status["mover_pid"], status["keeper_pid"]]
+    return gone not in pids
+
+
+def test_readers_do_not_notice_a_death_on_kernels_without_resend(bucket: Bucket, mountkit: CommandLine) -> None:
+    objects = {f"f{n:03d}": content(n, 200_000) for n in range(80)}
+    for key, data in objects.items():
+        bucket.put(key, data)
+    directory = mountkit.mount(bucket.source, "--no-resend", "--no-passthrough")
+    paths = [directory / key for key in objects]
+    expected = [hashlib.sha256(data).hexdigest() for data in objects.values()]
+    with concurrent.futures.ProcessPoolExecutor(4) as pool:
+        readers = [pool.submit(_digests, paths, 3) for _ in range(4)]
+        for _ in range(4):
+            pid = mountkit.status(directory)["server_pids"][1]
+            kill(pid)
+            wait_until(lambda gone=pid: _replaced(mountkit, directory, "server", gone))  # type: ignore[misc]
+        for reader in readers:
+            assert reader.result(60) == expected * 3
