@@ -136,6 +136,15 @@ def from_json(data: dict[str, Any]) -> MountkitError:
     return kind(str(data.get("sentence", "unknown error")), str(data.get("hint", "")))
 
 
+def named(raised: BaseException) -> MountkitError | None:
+    """The MountkitError that `raised` is, or that a group of nothing but such errors holds first; else None."""
+    if isinstance(raised, MountkitError):
+        return raised
+    if isinstance(raised, BaseExceptionGroup) and raised.split(MountkitError)[1] is None:
+        return named(raised.exceptions[0])
+    return None
+
+
 def two_lines(error: MountkitError) -> str:
     """How an error looks on stderr."""
     return f"error: {error.sentence}" + (f"\nhint: {error.hint}" if error.hint else "")

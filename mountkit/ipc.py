@@ -103,6 +103,7 @@ class Channel:
         self._socket = sock
         self._lock = trio.Lock()
         self._assembler = _Assembler()
+        self._pushed_back: list[Message] = []
 
     @classmethod
     def from_fd(cls, fd: int) -> Channel:
@@ -149,6 +150,8 @@ class Channel:
 
     async def receive(self) -> Message:
         """The next message. Raises ChannelClosed at the end."""
+        if self._pushed_back:
+            return self._pushed_back.pop()
         while True:
             message = self._assembler.next()
             if message is not None:
@@ -160,6 +163,10 @@ class Channel:
             if not data:
                 raise ChannelClosed("the peer closed the connection")
             self._assembler.feed(data, ancillary)
+
+    def push_back(self, message: Message) -> None:
+        """Has `receive` return this message next."""
+        self._pushed_back.append(message)
 
     def close(self) -> None:
         self._socket.close()

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import trio
 
-from mountkit import names
+from mountkit import errors, names
 from mountkit.catalog.tree import Catalog, Change, Directory, Kind
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
 from mountkit.store.api import ObjectInfo, Page, Store
@@ -258,13 +258,8 @@ async def _both(first: Callable[[], object], second: Callable[[], object]) -> No
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first)  # type: ignore[arg-type]
             nursery.start_soon(second)  # type: ignore[arg-type]
-    except* StoreError as group:
-        raise _first(group) from group
-
-
-def _first(group: BaseExceptionGroup[StoreError]) -> StoreError:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, StoreError)
-    return found
+    except BaseExceptionGroup as group:
+        error = errors.named(group)
+        if error is None:
+            raise
+        raise error from group

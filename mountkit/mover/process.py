@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from mountkit import ipc, logs
+from mountkit import errors, ipc, logs
 from mountkit.cache import CacheWriter, Limits
 from mountkit.catalog import Catalog
 from mountkit.config import MountSettings
@@ -63,11 +63,10 @@ async def _main(channel_fd: int) -> int:
         return 1
     try:
         await _serve(channel, start)
-    except* MountkitError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        assert isinstance(error, MountkitError)
+    except (MountkitError, BaseExceptionGroup) as exc:
+        error = errors.named(exc)
+        if error is None:
+            raise
         log.error("%s", error)
         with contextlib.suppress(ChannelClosed):
             await channel.send({"error": error.to_json()})

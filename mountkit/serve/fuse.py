@@ -38,7 +38,7 @@ def _adapted(method: _Method) -> _Method:
             log.exception("%s failed in a way nobody foresaw", method.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
-    return handler  # type: ignore[return-value]
+    return handler
 
 
 class Operations(pyfuse3.Operations):  # type: ignore[misc]
@@ -85,13 +85,13 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
     async def readlink(self, _inode: int, _ctx: Any) -> bytes:
         raise FileSystemError(errno.EINVAL)
 
-    def forget(self, _inodes: Any) -> None:
+    async def forget(self, _inodes: Any) -> None:
         """Never called: FORGET is answered on the wire. It must not raise."""
 
 
 async def serve(wire: Wire, files: InputFileSystem, fd: int) -> None:
     """Serves the session at descriptor `fd` through `wire` until it is unmounted or aborted."""
-    pyfuse3.trio = wire.trio_facade()
+    vars(pyfuse3)["trio"] = wire.trio_facade()
     pyfuse3.init(Operations(wire, files), f"/dev/fd/{fd}", set(pyfuse3.default_options))
     try:
         await pyfuse3.main(max_tasks=_MAX_TASKS)

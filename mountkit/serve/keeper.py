@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -198,7 +199,8 @@ class Keeper:
         elif first.body.get("op") == "join":
             await self._servers.join(int(first.body["slot"]), int(first.body["pid"]), channel)
         else:
-            await ipc.answer_requests(_Replay(channel, first), self._handle)
+            channel.push_back(first)
+            await ipc.answer_requests(channel, self._handle)
 
     async def _handle(self, request: Message, _progress: Progress) -> dict[str, Any]:
         operation = request.body.get("op")
@@ -231,7 +233,7 @@ class Keeper:
             with trio.move_on_after(30.0):
                 await trio.run_process(
                     command,
-                    stdin=_json_bytes(changes),
+                    stdin=json.dumps(changes).encode(),
                     pass_fds=[self._mounted.fd],
                     cwd="/",
                     env=processes.environment(),
@@ -279,23 +281,6 @@ class Keeper:
         if os.getuid() != 0:
             return "only root may open files in passthrough"
         return "the kernel does not offer it (Linux 6.9 does)"
-
-
-class _Replay:
-    """A channel whose first message was read already."""
-
-    def __init__(self, channel: Channel, first: Message) -> None:
-        self._channel, self._first = channel, [first]
-        self.send, self.close = channel.send, channel.close
-
-    async def receive(self) -> Message:
-        return self._first.pop() if self._first else await self._channel.receive()
-
-
-def _json_bytes(value: object) -> bytes:
-    import json
-
-    return json.dumps(value).encode()
 
 
 async def _first(channel: Channel) -> Message | None:
@@ -347,8 +332,10 @@ async def _main(fds: Sequence[int]) -> int:
     keeper = Keeper(settings, secrets_fd=start.fds[0] if start.fds else None)
     try:
         await keeper.run(None if foreground else channel)
-    except* MountkitError as group:
-        error = first_error(group)
+    except (MountkitError, BaseExceptionGroup) as exc:
+        error = errors.named(exc)
+        if error is None:
+            raise
         if foreground:
             print(errors.two_lines(error), file=sys.stderr)  # noqa: T201
         else:
@@ -364,20 +351,13 @@ async def _adopt(start: Message, channel: Channel) -> int:
     keeper = Keeper(settings, secrets_fd=None)
     try:
         await keeper.adopt(start)
-    except* MountkitError as group:
-        log.info("not needed: %s", first_error(group))
+    except (MountkitError, BaseExceptionGroup) as exc:
+        if errors.named(exc) is None:
+            raise
+        log.info("not needed: %s", exc)
     finally:
         channel.close()
     return 0
-
-
-def first_error(group: BaseExceptionGroup[MountkitError]) -> MountkitError:
-    """The first MountkitError in a group of them."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, MountkitError)
-    return found
 
 
 def main() -> None:

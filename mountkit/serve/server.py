@@ -13,7 +13,6 @@ import os
 import sys
 from typing import Any
 
-import pyfuse3  # noqa: F401 - imported before the keeper's message comes, so that a start takes less time
 import trio
 
 from mountkit import logs
