@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 import trio
 
-from mountkit.cache import BLOCK_BYTES, PART_BYTES, BlockRow, CacheBroken, CacheFull, CacheWriter, ContentId, content_id
-from mountkit.catalog import ObjectRow
+from mountkit.cache.content import BLOCK_BYTES, PART_BYTES, ContentId, content_id, runs
+from mountkit.cache.faults import CacheBroken, CacheFull
+from mountkit.cache.index_writer import BlockRow
+from mountkit.cache.writer import CacheWriter
+from mountkit.catalog.values import ObjectRow
 from mountkit.errors import BadAnswer, MountkitError
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.store.api import ObjectInfo, Store
@@ -209,7 +212,7 @@ class Fetcher:
                         self._queue.promote(fetch, priority)
                 elif key not in self._memory:
                     fresh.append(part)
-        for run in _runs(fresh):
+        for run in runs(fresh):
             fetch = _Fetch(self, wanted, run, priority)
             self._in_flight.update(((wanted.content, part), fetch) for part in run)
             fetches.append(fetch)
@@ -293,14 +296,3 @@ class Fetcher:
             key = fetch.wanted.content, part
             if self._in_flight.get(key) is fetch:
                 del self._in_flight[key]
-
-
-def _runs(parts: list[int]) -> list[range]:
-    """Ascending numbers as ranges without gaps."""
-    found: list[range] = []
-    for part in parts:
-        if found and found[-1].stop == part:
-            found[-1] = range(found[-1].start, part + 1)
-        else:
-            found.append(range(part, part + 1))
-    return found

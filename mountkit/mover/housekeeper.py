@@ -7,8 +7,10 @@ import os
 
 import trio
 
-from mountkit.cache import CacheBroken, CacheFull, CacheWriter, content_id
-from mountkit.catalog import Catalog
+from mountkit.cache.content import content_id
+from mountkit.cache.faults import CacheBroken, CacheFull
+from mountkit.cache.writer import CacheWriter
+from mountkit.catalog.tree import Catalog
 from mountkit.config import MountSettings
 from mountkit.mover.fetcher import Fetcher
 
@@ -64,7 +66,7 @@ class Housekeeper:
     async def _clean(self) -> None:
         while True:
             superseded = self._catalog.purge(_SUPERSEDED_S)
-            contents = [content_id(*row) for row in superseded]
+            contents = [content_id(version.key, version.etag, version.size) for version in superseded]
             try:
                 freed = await trio.to_thread.run_sync(self._cache.housekeep, contents)
             except CacheBroken as exc:

@@ -20,8 +20,9 @@ from typing import Any
 import trio
 
 from mountkit import errors, ipc, logs
-from mountkit.cache import CacheWriter, Limits
-from mountkit.catalog import Catalog
+from mountkit.cache.policy import Limits
+from mountkit.cache.writer import CacheWriter
+from mountkit.catalog.tree import Catalog
 from mountkit.config import MountSettings
 from mountkit.errors import MountError, MountkitError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
@@ -32,25 +33,27 @@ log = logging.getLogger(__name__)
 _PR_SET_DUMPABLE = 4
 _LOCK_S = 5.0
 _GRACE_S = 3.0
-"""How long the mover waits for a new keeper or server before it ends: theirs may just be restarting."""
+"""How long the mover waits for a new keeper before it ends: the last one's servers may just be starting it."""
+_GOODBYE_S = 0.05
+"""The same after a goodbye: just long enough to answer it."""
 
 
 class _Peers:
     """Who is connected and keeps the mover alive."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self.somebody = trio.Event()
         self.nobody = trio.Event()
 
     def come(self) -> None:
-        self._count += 1
+        self.count += 1
         self.somebody.set()
         self.nobody = trio.Event()
 
     def go(self) -> None:
-        self._count -= 1
-        if not self._count:
+        self.count -= 1
+        if not self.count:
             self.somebody = trio.Event()
             self.nobody.set()
 
@@ -90,9 +93,9 @@ async def _serve(channel: Channel, start: Message) -> None:
         lambda: connect(settings.source, check=start.body["check"], **_budgets(settings))
     )
     limits = Limits(settings.cache_size_bytes, settings.cache_free_share)
-    cache, warnings = CacheWriter.open(state_fd, limits, secrets.token_bytes(16))
+    cache = CacheWriter.open(state_fd, limits, secrets.token_bytes(16))
     catalog = Catalog.open(state_fd, settings.source.prefix)
-    for warning in (*warnings, *catalog.warnings):
+    for warning in (*cache.warnings, *catalog.warnings):
         log.warning("%s", warning)
     service = Service(settings, catalog, cache, store, secrets_fd)
     peers = _Peers()
@@ -126,9 +129,9 @@ async def _answer(channel: Channel, service: Service, peers: _Peers) -> None:
         if operation == "goodbye":
             if counted:
                 counted = False
-                peers.go()
                 service.goodbye.set()
-            return {}
+                peers.go()
+            return {"last": not peers.count}
         return await service.handle(request, progress)
 
     try:
@@ -143,7 +146,7 @@ async def _until_nobody_needs_us(peers: _Peers, service: Service) -> None:
         await peers.somebody.wait()
     while True:
         await peers.nobody.wait()
-        grace = 0.0 if service.goodbye.is_set() else _GRACE_S
+        grace = _GOODBYE_S if service.goodbye.is_set() else _GRACE_S
         with trio.move_on_after(grace):
             await peers.somebody.wait()
         if peers.nobody.is_set():

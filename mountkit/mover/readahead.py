@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from mountkit.cache import BLOCK_BYTES, PART_BYTES
+from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
 
 _SLACK = 4 * BLOCK_BYTES
 """Reads of one run arrive out of order by up to the kernel's own read-ahead, spread over servers."""

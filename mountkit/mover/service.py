@@ -7,13 +7,15 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
+from typing import Any as RetryingStore  # XXX
 
 import trio
 
-from mountkit import names
-from mountkit.cache import CacheBroken, CacheWriter
-from mountkit.catalog import Catalog, Kind, ObjectRow
+from mountkit.cache.faults import CacheBroken
+from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.lister import Lister
+from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import Kind, ObjectRow
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
@@ -21,7 +23,6 @@ from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import Readahead
 from mountkit.mover.warm import Warmer
-from mountkit.store.retry import RetryingStore
 
 log = logging.getLogger(__name__)
 _FIRST_PARTS = 8
@@ -104,7 +105,10 @@ class Service:
         if body.get("bad"):
             log.warning("cached bytes of %r are not what was written; fetching them again", wanted.row.key)
             self._errors += 1
-            await trio.to_thread.run_sync(self._cache.discard, wanted.content)
+            parts = parts_of(offset, length)
+            await trio.to_thread.run_sync(
+                self._cache.recheck, wanted.content, wanted.row.size, parts.start, parts.stop - 1
+            )
         if wanted.row.size > _FIRST_PARTS * 128 * 1024:
             self._read_ahead(wanted, offset, length)
         await self.fetcher.need(wanted, parts_of(offset, length), Priority.DEMAND)
@@ -160,6 +164,7 @@ class Service:
                 if position < len(words) - 1:
                     raise UsageError(f"there is no `{path}` in the mount")
                 return None, known.object
+            assert known.inode is not None
             current = known.inode
         return current, None
 
@@ -187,11 +192,11 @@ class Service:
 
     def _fetch_failed(self, row: ObjectRow, error: MountkitError) -> None:
         self._errors += 1
-        self._last_error = f"{names.shown(row.key)}: {error}"
+        self._last_error = f"{_shown(row)}: {error}"
         if isinstance(error, ObjectChanged | ObjectMissing):
             self._catalog.supersede(row.id)
             self._readahead.forget(row.id)
-            log.info("%s changed in the bucket", names.shown(row.key))
+            log.info("%s changed in the bucket", _shown(row))
         else:
             log.warning("fetching failed: %s", self._last_error)
 
@@ -200,3 +205,7 @@ class Service:
         if isinstance(error, CacheBroken) and text != self._trouble:
             log.warning("%s; reading goes on without it", text)
             self._trouble = text
+
+
+def _shown(row: ObjectRow) -> str:
+    return row.key.decode("utf-8", "backslashreplace")

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 
 import trio
 
-from mountkit.cache import BLOCK_BYTES, PART_BYTES
-from mountkit.catalog import Catalog, Kind, ObjectRow
+from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
 from mountkit.catalog.lister import Lister
+from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import Kind, ObjectRow
 from mountkit.errors import MountkitError
 from mountkit.ipc import Progress
 from mountkit.mover.fetcher import Fetcher, Wanted

@@ -19,8 +19,11 @@ from typing import NamedTuple
 
 import trio
 
-from mountkit.cache import BLOCK_BYTES, CacheReader, ContentId, Missing, SealedFile, WouldBlock, content_id
-from mountkit.catalog import SEALED_BIT, CatalogUnavailable, CatalogView, Directory, Kind, ObjectRow, StaleCookie
+from mountkit.cache.checked import Missing, WouldBlock
+from mountkit.cache.content import BLOCK_BYTES, ContentId, content_id
+from mountkit.cache.reader import CacheReader, SealedFile
+from mountkit.catalog.values import SEALED_BIT, CatalogUnavailable, Directory, Kind, ObjectRow, StaleCookie
+from mountkit.catalog.view import CatalogView
 from mountkit.errors import MountkitError
 from mountkit.ipc import Message
 from mountkit.serve.messages import Attributes
@@ -109,6 +112,7 @@ class InputFileSystem:
         if known.kind is Kind.ABSENT:
             return Found(None, timeout)
         if known.object is None:
+            assert known.inode is not None
             return Found(self._directory_attributes(known.inode), timeout)
         file = self._remember(known.object)
         return self._found_file(file, timeout, sealed=self._is_sealed(file))
@@ -143,7 +147,7 @@ class InputFileSystem:
             page = self._view.page(self._directory_id(inode), cookie, _PAGE, fresh_after)
         except CatalogUnavailable:
             return None
-        except StaleCookie:
+        except (StaleCookie, KeyError):
             raise FileSystemError(errno.ESTALE) from None
         if not page.entries:
             return [] if page.done else None
@@ -151,7 +155,7 @@ class InputFileSystem:
         if page.as_of:
             timeout = max(0.0, min(timeout, page.as_of + timeout - now))
         files = {e.inode: self._remember(e.object) for e in page.entries if e.object is not None}
-        sealed = self._cache.sealed_among(f.content for f in files.values()) if self._show.passthrough else set()
+        sealed = {f.content for f in files.values() if self._is_sealed(f)}
         result = []
         for e in page.entries:
             file = files.get(e.inode)

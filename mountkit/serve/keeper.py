@@ -33,6 +33,7 @@ from mountkit.serve.shared import SharedMemory
 log = logging.getLogger(__name__)
 _PROOF_S = 10.0
 _STOP_S = 5.0
+_LOCK_S = 10.0
 
 
 class Keeper:
@@ -67,6 +68,7 @@ class Keeper:
                     self._servers.kill()
                     raise
                 stack.callback(os.close, mounted.fd)
+                stack.callback(_take_away, mounted)
                 try:
                     await self._serve(nursery, mounted, report)
                 finally:
@@ -105,24 +107,24 @@ class Keeper:
     ) -> None:
         self._mounted = mounted
         socket_path = places.keeper_socket(mounted.device)
-        done = False
-        try:
-            with _session_lock(socket_path + ".lock"):
-                async with ipc.listening(socket_path) as listener:
-                    nursery.start_soon(ipc.serve, listener, self._answer)
-                    await self._start_servers(nursery, socket_path, adopted)
-                    if adopted is None:
-                        session.set_read_ahead(mounted.device)
-                        await self._prove()
-                    self._state = "ok"
-                    log.info("%s is mounted at %s", self.settings.source, mounted.directory)
-                    if report is not None:
-                        await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
-                    await self._until_the_end()
-                    done = True
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._take_down(clean=done)
+        async with contextlib.AsyncExitStack() as stack:
+            # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's.
+            lock = await _session_lock(socket_path + ".lock", wait=adopted is None)
+            stack.callback(_unlock, lock, socket_path + ".lock")
+            listener = await stack.enter_async_context(ipc.listening(socket_path))
+            control = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(control.cancel_scope.cancel)
+            stack.push_async_callback(self._take_down)
+            control.start_soon(ipc.serve, listener, self._answer)
+            await self._start_servers(nursery, socket_path, adopted)
+            if adopted is None:
+                session.set_read_ahead(mounted.device)
+                await self._prove()
+            self._state = "ok"
+            log.info("%s is mounted at %s", self.settings.source, mounted.directory)
+            if report is not None:
+                await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
+            await self._until_the_end()
 
     async def _start_servers(self, nursery: trio.Nursery, socket_path: str, adopted: dict[str, Any] | None) -> None:
         s = self.settings
@@ -175,21 +177,17 @@ class Keeper:
                     log.warning("%s", exc)
                 self._stop.set()
 
-    async def _take_down(self, *, clean: bool) -> None:
+    async def _take_down(self) -> None:
         self._state = "stopping"
-        directory = self._mounted.directory
-        if not self._ended.is_set() and _is_mounted(directory, self._mounted.device):
-            with contextlib.suppress(MountkitError):
-                await trio.to_thread.run_sync(lambda: session.unmount(directory, lazy=True))
-        if clean:
-            with trio.move_on_after(_STOP_S if not self._ended.is_set() else 1.0):
-                await self._servers.session_ended.wait()
-        self._servers.kill()
-        await self._mover.goodbye()
-        if _is_mounted(directory, self._mounted.device):
-            with contextlib.suppress(MountkitError):
-                session.unmount(directory, lazy=True)
-        log.info("%s is unmounted", directory)
+        with trio.CancelScope(shield=True):
+            if not self._ended.is_set():
+                await trio.to_thread.run_sync(_take_away, self._mounted)
+                with trio.move_on_after(_STOP_S):
+                    await self._servers.session_ended.wait()
+            self._servers.kill()
+            await trio.to_thread.run_sync(_take_away, self._mounted)
+            await self._mover.goodbye()
+        log.info("%s is unmounted", self._mounted.directory)
 
     # ---- control socket ------------------------------------------------------------------------------------
     async def _answer(self, channel: Channel) -> None:
@@ -297,25 +295,40 @@ async def _report(report: Channel, body: dict[str, Any]) -> None:
         raise MountError("the command that asked for the mount is gone") from exc
 
 
-def _is_mounted(directory: str, device: str) -> bool:
-    return any(m.directory == directory and m.device == device for m in mountinfo.ours())
+def _take_away(mounted: Session) -> None:
+    """Takes the mount from sight if it is still there; who uses it goes on until he lets go."""
+    if any(m.directory == mounted.directory and m.device == mounted.device for m in mountinfo.ours()):
+        with contextlib.suppress(MountkitError):
+            session.unmount(mounted.directory, lazy=True)
 
 
-@contextlib.contextmanager
-def _session_lock(path: str) -> Any:
-    """Held by the session's keeper for its life. Raises HostError if another keeper holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+async def _session_lock(path: str, *, wait: bool) -> int:
+    """The lock a session's keeper holds for its life, as a descriptor. Raises HostError if another keeper holds it.
+
+    The kernel gives the device number of a mount that has just ended to the next one: with `wait`, that one's keeper
+    gets the time to end.
+    """
+    deadline = trio.current_time() + (_LOCK_S if wait else 0.0)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_ino == os.stat(path).st_ino:
+                return fd
+        except FileNotFoundError:
+            pass  # its holder ended between our open and our lock, and took the file with it
+        except BlockingIOError:
+            if trio.current_time() >= deadline:
+                os.close(fd)
+                raise HostError("another keeper has this session already") from None
         os.close(fd)
-        raise HostError("another keeper has this session already") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        os.close(fd)
+        await trio.sleep(0.02)
+
+
+def _unlock(fd: int, path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    os.close(fd)
 
 
 async def _main(fds: Sequence[int]) -> int:

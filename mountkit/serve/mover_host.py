@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 MOVER_MODULE = "mountkit.mover.process"
 _START_S = 15.0
 _STATUS_S = 1.0
+_GOODBYE_S = 3.0
 
 
 class MoverHost:
@@ -34,6 +35,7 @@ class MoverHost:
         self.restarts = 0
         self._settings, self._state_fd, self._secrets_fd = settings, state_fd, secrets_fd
         self._last_error = ""
+        self._leaving = False
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Reports started once a mover answers for the bucket. Raises MountkitError if it cannot."""
@@ -49,6 +51,8 @@ class MoverHost:
             while True:
                 await lost.wait()
                 lost = self.link.lost
+                if self._leaving:
+                    continue
                 log.warning("the mover is gone; starting another")
                 self.restarts += 1
                 await self._restart()
@@ -106,9 +110,12 @@ class MoverHost:
         return body, [str(reason) for reason in body.get("degraded", [])]
 
     async def goodbye(self) -> None:
-        """Tells the mover that this mount is over: it ends at once if it was the last."""
-        with contextlib.suppress(MountkitError), trio.move_on_after(2.0):
-            await self.link.call("goodbye", budget_s=1.5)
+        """Tells the mover that this mount is over; if it was the last one, waits for the mover's end."""
+        self._leaving = True
+        with trio.move_on_after(_GOODBYE_S), contextlib.suppress(MountkitError, ProcessLookupError):
+            answer = await self.link.call("goodbye", budget_s=_GOODBYE_S)
+            if answer.body["last"]:
+                await processes.Watched(self.pid).wait()
 
 
 async def _reap(pid: int) -> None:

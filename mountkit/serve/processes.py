@@ -49,6 +49,7 @@ class Watched:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
         self.exit_code: int | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Watched pid={self.pid} exit_code={self.exit_code}>"
@@ -65,8 +66,13 @@ class Watched:
             self.exit_code = os.waitstatus_to_exitcode(status)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal; nothing happens once the process was found to have ended."""
+        if self._closed:
+            return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
-        os.close(self._pidfd)
+        if not self._closed:
+            self._closed = True
+            os.close(self._pidfd)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import trio
 
-from mountkit.catalog import SEALED_BIT
+from mountkit.catalog.values import SEALED_BIT
 from mountkit.serve import messages, session
 from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem
 from mountkit.serve.shared import BackingTableFull, SharedMemory

@@ -16,8 +16,8 @@ from typing import Any
 import trio
 
 from mountkit import logs
-from mountkit.cache import CacheReader
-from mountkit.catalog import CatalogView
+from mountkit.cache.reader import CacheReader
+from mountkit.catalog.view import CatalogView
 from mountkit.config import MountSettings
 from mountkit.ipc import Channel, ChannelClosed
 from mountkit.serve import fuse, succession

@@ -1,0 +1,60 @@
+"""Policy: what the cache may hold. Admit until full, then keep what is there.
+
+Training reads all of its data again and again; replacing the least recently used gives no hits at all once the data
+is larger than the cache, keeping what is there gives cache/data of them. A share of the disk always stays free.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`size_bytes`: how much the cache may hold; `free_fraction`: the share of its disk (0 … 1) it leaves free;
+    `idle_days`: how long nobody touched what may be evicted when the cache holds too much."""
+
+    size_bytes: int
+    free_fraction: float
+    idle_days: float = 7
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    bytes_used: int
+    limit_bytes: int
+    free_bytes: int
+    objects: int
+    sealed: int
+    segments: int
+    full: bool
+
+
+class Policy:
+    """The limits against what is used; `used` answers without touching the disk."""
+
+    def __init__(self, root: int, limits: Limits, used: Callable[[], int]) -> None:
+        self._root = root
+        self.limits = limits
+        self._used = used
+
+    def admits(self, size: int, *, overshoot: int = 0) -> bool:
+        """Whether `size` more bytes fit; `overshoot` widens the size limit for what is freed again soon."""
+        if self._used() + size > self.limits.size_bytes + overshoot:
+            return False
+        free, floor = self._disk()
+        return free - size >= floor
+
+    def excess(self) -> int:
+        """How many bytes too many the cache holds, 0 or less if none."""
+        free, floor = self._disk()
+        return max(self._used() - self.limits.size_bytes, floor - free)
+
+    def free_bytes(self) -> int:
+        return self._disk()[0]
+
+    def _disk(self) -> tuple[int, int]:
+        disk = os.fstatvfs(self._root)
+        return disk.f_bavail * disk.f_frsize, int(disk.f_blocks * disk.f_frsize * self.limits.free_fraction)

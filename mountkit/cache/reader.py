@@ -1,0 +1,140 @@
+"""The cache as a server sees it: reads what is there, says what is not, never writes.
+
+Called from the event loop (`wait=False`) and from threads (`wait=True`). Rows of complete blocks are remembered; they
+are only hints, since bytes that are not where a row says make it forget the row and ask the index once more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
+from threading import Lock
+
+from mountkit.cache.checked import CheckedFiles, Missing, WouldBlock
+from mountkit.cache.content import BLOCK_BYTES, PARTS_PER_BLOCK, ContentId, full_mask
+from mountkit.cache.files import open_placed
+from mountkit.cache.index import IndexView, Placed
+from mountkit.cache.objects import Stamp, stamp_of
+
+REMEMBERED_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """A file that may be given to the kernel as it is. The caller closes `fd`."""
+
+    fd: int
+    stamp: Stamp
+
+
+class NotSealed(Enum):
+    NO_SEAL = "the object is not sealed"
+    NEEDS_VERIFY = "the seal is of another life, or the file has changed since: the mover must verify it"
+
+
+class CacheReader:
+    """Made by `open`; thread-safe."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._index = IndexView(root)
+        self._files = CheckedFiles(root)
+        self._rows: OrderedDict[tuple[ContentId, int], Placed] = OrderedDict()
+        self._lock = Lock()
+
+    @classmethod
+    def open(cls, directory_fd: int) -> CacheReader:
+        """A reader of the cache in this directory, also where there is none yet. Duplicates the descriptor."""
+        return cls(os.dup(directory_fd))
+
+    def __repr__(self) -> str:
+        return f"<CacheReader {len(self._files)} files open, {len(self._rows)} rows>"
+
+    def read(
+        self, content: ContentId, size: int, offset: int, length: int, *, wait: bool
+    ) -> bytes | Missing | WouldBlock:
+        """The bytes [offset, offset + length) of the object, fewer only at its end, each part with its CRC checked.
+
+        With `wait=False` it reads from memory only and answers WouldBlock where it would have to wait for the disk.
+        At most one index lookup, two if the bytes are not where they should be. Raises nothing.
+        """
+        if offset >= size or length <= 0:
+            return b""
+        first = offset // BLOCK_BYTES
+        last = (min(size, offset + length) - 1) // BLOCK_BYTES
+        rows = self._remembered(content, first, last) or self._looked_up(content, size, first, last)
+        answer = self._files.read(content, size, offset, length, rows=rows, wait=wait)
+        if isinstance(answer, Missing) and answer.bad:
+            self._forget(content, rows)
+            rows = self._looked_up(content, size, first, last)
+            answer = self._files.read(content, size, offset, length, rows=rows, wait=wait)
+            if isinstance(answer, Missing):
+                self._forget(content, rows)
+        return answer
+
+    def has(self, content: ContentId, size: int, part: int) -> bool:
+        """Whether the index has this part; its bytes are checked when they are read."""
+        index, bit = divmod(part, PARTS_PER_BLOCK)
+        rows = self._remembered(content, index, index) or self._looked_up(content, size, index, index)
+        return index in rows and bool(rows[index].parts >> bit & 1)
+
+    def sealed(self, content: ContentId) -> Stamp | None:
+        """The object's seal, whatever became of its file."""
+        found = self._index.stamp(content)
+        return None if found is None else found[0]
+
+    def open_sealed(self, content: ContentId) -> SealedFile | NotSealed:
+        """The object's own file, if its CRCs were right in this life of the mount and nothing touched it since."""
+        found = self._index.stamp(content)
+        if found is None:
+            return NotSealed.NO_SEAL
+        stamp, life = found
+        if stamp.life != life:
+            return NotSealed.NEEDS_VERIFY
+        try:
+            fd = open_placed(self._root, content)
+        except OSError:
+            return NotSealed.NEEDS_VERIFY
+        if stamp_of(fd, life) != stamp:
+            os.close(fd)
+            return NotSealed.NEEDS_VERIFY
+        return SealedFile(fd, stamp)
+
+    def drop_deleted(self) -> None:
+        """Close files that were deleted meanwhile, so that the disk gets their space back; for a timer."""
+        self._files.drop_deleted()
+
+    def close(self) -> None:
+        self._files.close()
+        self._index.close()
+        os.close(self._root)
+
+    def _remembered(self, content: ContentId, first: int, last: int) -> dict[int, Placed] | None:
+        """The rows of the blocks if all are remembered."""
+        rows = {}
+        with self._lock:
+            for index in range(first, last + 1):
+                row = self._rows.get((content, index))
+                if row is None:
+                    return None
+                self._rows.move_to_end((content, index))
+                rows[index] = row
+        return rows
+
+    def _looked_up(self, content: ContentId, size: int, first: int, last: int) -> dict[int, Placed]:
+        rows = self._index.blocks(content, first, last)
+        with self._lock:
+            for index, row in rows.items():
+                if row.parts == full_mask(size, index):
+                    self._rows[content, index] = row
+            while len(self._rows) > REMEMBERED_ROWS:
+                self._rows.popitem(last=False)
+        return rows
+
+    def _forget(self, content: ContentId, rows: dict[int, Placed]) -> None:
+        self._files.forget(content, rows)
+        with self._lock:
+            for index in rows:
+                self._rows.pop((content, index), None)
