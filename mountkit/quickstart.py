@@ -5,7 +5,7 @@
 
 It installs the system packages that are missing (it says which and why, and asks), starts a container engine where
 none answers, makes a virtual environment, and only then starts what needs other people's packages. So this module
-knows nothing but the standard library, and parses on any Python 3, to be able to say which one is needed.
+knows nothing but the standard library, and parses on Python 3.7 too, to be able to say which one is needed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FUSE_CONF = "/etc/fuse.conf"
 ENGINE_LOG = "/var/log/mountkit-dockerd.log"
 _STAMP = "mountkit-quickstart.json"
 _ENGINE_START_S = 60
+_OTHER_ENGINE_S = 10
 _LOG_LINES = 15
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -176,7 +177,10 @@ def set_up(extra: str, venv: str, ask: Callable[[str], bool]) -> str:
     _ensure_allow_other(host, ask)
     if engine_state() != "answers":
         _start_engine(host, ask)
-    return _ensure_venv(venv, extra)
+    python = _ensure_venv(venv, extra)
+    if _logs:
+        shutil.rmtree(_logs.pop(), ignore_errors=True)  # nothing failed: nobody needs them
+    return python
 
 
 def _install(needs: Sequence[Need], host: Host, ask: Callable[[str], bool]) -> None:
@@ -197,7 +201,7 @@ def _install(needs: Sequence[Need], host: Host, ask: Callable[[str], bool]) -> N
     _run(update, "updating the package lists", "apt-update.log", may_fail=True)  # an old list often does
     _run(
         install,
-        f"installing {len(needs)} packages",
+        "installing them",
         "apt-install.log",
         hint=f"check the network and the sources of apt, then try by hand: {by_hand}",
     )
@@ -265,9 +269,12 @@ def _wait_for_engine(process: subprocess.Popen[bytes] | None, log: str) -> None:
                 "join its group (`sudo usermod -aG docker $USER`, then log in again), or run this as root",
             )
         ended = process is not None and process.poll() is not None
-        if ended or time.monotonic() > deadline:
+        if ended:  # perhaps because the package's own script has started another one, which needs its time
+            deadline = min(deadline, time.monotonic() + _OTHER_ENGINE_S)
+            process = None
+        if time.monotonic() > deadline:
             raise Failed(
-                "dockerd ended at once" if ended else f"dockerd did not answer within {_ENGINE_START_S} s",
+                f"dockerd does not answer at {ENGINE_SOCKET}",
                 "in a container it needs CAP_SYS_ADMIN and CAP_NET_ADMIN; see its log",
                 log,
             )
@@ -332,7 +339,7 @@ _logs: list[str] = []
 
 
 def _log_directory() -> str:
-    """A private directory for the logs of this run; it stays, for reading."""
+    """A private directory for the logs of the set-up; it stays if a step fails, for reading."""
     if not _logs:
         _logs.append(tempfile.mkdtemp(prefix="mountkit-quickstart-"))
     return _logs[0]

@@ -1,0 +1,43 @@
+"""Runs `mountkit.run.command.run` in a process of its own, for tests that send it signals: arguments as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+from mountkit.errors import MountkitError
+from mountkit.run.command import run
+
+
+class DirectoryMounter:
+    """Mounts by putting one file there; waits in `mount` for ever if the source says so."""
+
+    def mount(self, source: str, directory: str) -> None:
+        if source.startswith("slow"):
+            print("mounting", flush=True)
+            import time
+
+            time.sleep(60)
+        with open(os.path.join(directory, "file"), "w", encoding="utf-8") as file:
+            file.write(f"{source}\n")
+
+    def unmount(self, directory: str, *, force: bool = False) -> None:
+        os.unlink(os.path.join(directory, "file"))
+
+    def state(self, path: str) -> str:
+        return "ok" if os.path.exists(os.path.join(path, "file")) else ""
+
+
+def main() -> int:
+    words: dict[str, Any] = json.loads(sys.argv[1])
+    try:
+        return run(words.pop("image"), words.pop("arguments"), mounter=DirectoryMounter(), **words)
+    except MountkitError as exc:
+        print(f"error: {exc.sentence}", file=sys.stderr)
+        return exc.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
