@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import contextlib
 import json
+import logging
 import os
 import socket
 import struct
@@ -23,6 +24,7 @@ from mountkit import errors
 if TYPE_CHECKING:
     import trio
 
+log = logging.getLogger(__name__)
 _FRAME = struct.Struct("<II")
 _MAX_JSON, _MAX_PAYLOAD, _MAX_FDS = 64 << 20, 64 << 20, 8
 _CHUNK = 1 << 20
@@ -193,6 +195,9 @@ async def answer_requests(channel: Channel, handler: Handler) -> None:
             result = await handler(request, progress)
         except errors.MountkitError as exc:
             result = {"error": exc.to_json()}
+        except Exception as exc:  # one bad request must not end a process that serves many
+            log.exception("`%s` failed in a way nobody foresaw", request.body.get("op"))
+            result = {"error": errors.MountkitError(f"failed in a way nobody foresaw: {exc!r}").to_json()}
         if isinstance(result, dict):
             result = Message(result)
         with contextlib.suppress(ChannelClosed):

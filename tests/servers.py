@@ -1,4 +1,4 @@
-"""Real S3 servers for tests, on free loopback ports: SeaweedFS (checks signatures and rights) and moto (any key, regions).
+"""Real S3 servers for tests, on loopback: SeaweedFS (checks signatures and rights) and moto (any key, regions).
 
     with SeaweedServer() as server:
         server.create_bucket("data")
@@ -108,7 +108,7 @@ class SeaweedServer(S3Server):
             str(Path(sys.executable).with_name("weed")),
             *("server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={data}", "-master.telemetry=false"),
             *(f"-master.port={master}", f"-master.port.grpc={master_g}", "-master.volumeSizeLimitMB=64"),
-            *(f"-volume.port={volume}", f"-volume.port.grpc={volume_g}", "-volume.max=60"),
+            *(f"-volume.port={volume}", f"-volume.port.grpc={volume_g}", "-volume.max=1000"),
             *(f"-filer.port={filer}", f"-filer.port.grpc={filer_g}", f"-filer.localSocket={self._dir}/filer.sock"),
             *("-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_g}", f"-s3.config={config}", "-s3.port.iceberg=0"),
             *("-s3.port.lance=0", "-s3.iam=false", f"-s3.localSocket={self._dir}/s3.sock"),
@@ -152,12 +152,8 @@ class SeaweedServer(S3Server):
                 time.sleep(0.1)  # between two questions; what ends the wait is the answer
 
     def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()  # it takes seconds to end politely, and nobody wants its data
+        self._process.wait()
         self._log.close()
         shutil.rmtree(self._dir, ignore_errors=True)
 

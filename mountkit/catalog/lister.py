@@ -8,6 +8,7 @@ the result says it is stale, unless the mount promised `--ttl 0`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -18,7 +19,9 @@ from typing import TypeVar
 import trio
 
 from mountkit import errors, names
-from mountkit.catalog.tree import Catalog, Change, Directory, Kind
+from mountkit.catalog.listing import Listing
+from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import Change, Directory
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
 from mountkit.store.api import ObjectInfo, Page, Store
 
@@ -40,6 +43,12 @@ class _Listing:
         self.done = False
         self.error: MountkitError | None = None
         self.changes: list[Change] = []
+        self.writer: Listing | None = None
+
+    @property
+    def void(self) -> bool:
+        """Whether what it lists was expired meanwhile: its pages count for nothing."""
+        return not self.done and self.writer is not None and not self.writer.alive
 
     def __repr__(self) -> str:
         return f"<_Listing {'done' if self.done else 'running'} error={self.error!r}>"
@@ -100,7 +109,7 @@ class Lister:
 
     async def _ask_for_name(self, parent: int, name: bytes) -> None:
         directory = self._directory(parent)
-        if self._catalog.is_keys_directory(parent):
+        if directory.hidden:
             await self._ask_for_odd_key(parent, name)
             return
         misses = self._misses[parent] = self._misses.pop(parent, 0) + 1
@@ -119,7 +128,7 @@ class Lister:
     async def _single(self, directory: Directory, name: bytes) -> None:
         """One round trip: is there an object of that name, is there anything below it?"""
         key = directory.prefix + name
-        if not names.is_component(name):
+        if not names.valid_name(name):
             self._catalog.record_absent(directory.id, name)
             return
         info: list[ObjectInfo | None] = [None]
@@ -135,24 +144,25 @@ class Lister:
             below.append(await self._call(lambda: self._store.list_page(key + b"/", delimiter=b"", limit=1)))
 
         await _both(head, first_below)
-        if info[0] is not None:
-            self._catalog.record_object(directory.id, name, info[0])
-        if below[0].objects:
+        if below[0].objects:  # a file of the same name is shadowed
             self._catalog.record_directory(directory.id, name)
-        elif info[0] is None:
+        elif info[0] is not None:
+            self._catalog.record_object(directory.id, name, info[0])
+        else:
             self._catalog.record_absent(directory.id, name)
 
     async def _ask_for_odd_key(self, parent: int, name: bytes) -> None:
-        key = self._catalog.key_of_escaped(parent, name)
+        if names.is_continuation(name):
+            self._catalog.record_directory(parent, name)
+            return
+        key = self._catalog.key_at(parent, name)
         if key is None:
             self._catalog.record_absent(parent, name)
             return
-        try:
+        info: ObjectInfo | None = None
+        with contextlib.suppress(ObjectMissing):
             info = await self._call(lambda: self._store.head(key))
-        except ObjectMissing:
-            self._catalog.record_absent(parent, name)
-        else:
-            self._catalog.record_object(parent, name, info)
+        self._catalog.record_key(key, info)
 
     # ---- listings ------------------------------------------------------------------------------------------
     async def list_beyond(self, directory: int, cookie: int, fresh_after: float) -> bool:
@@ -170,7 +180,7 @@ class Lister:
     async def list_whole(self, directory: int, fresh_after: float) -> list[Change]:
         """Returns once the directory's listing is complete as of `fresh_after`: the names that changed by it."""
         known = self._directory(directory)
-        if known.complete and known.listed_at >= fresh_after and directory not in self._listings:
+        if known.listed_at is not None and known.listed_at >= fresh_after and directory not in self._listings:
             return []
         listing = self._listing(directory)
         while not listing.done:
@@ -181,9 +191,10 @@ class Lister:
 
     async def refresh(self, directory: int | None) -> list[Change]:
         """Asks anew for every directory below `directory` that was ever listed: all names that changed."""
-        changes = list(self._catalog.expire(directory))
+        directories, changes = self._catalog.known_below(directory)
+        self._catalog.expire(directory)
         async with trio.open_nursery() as nursery:
-            for listed in self._catalog.listed_directories(directory):
+            for listed in directories:
                 await trio.lowlevel.checkpoint()
                 nursery.start_soon(self._refresh_one, listed, changes)
         return changes
@@ -194,7 +205,7 @@ class Lister:
     def _listing(self, directory: int) -> _Listing:
         """The listing of this directory that is under way, or one that starts now."""
         listing = self._listings.get(directory)
-        if listing is None:
+        if listing is None or listing.void:
             known = self._directory(directory)
             listing = self._listings[directory] = _Listing()
             assert self._nursery is not None
@@ -202,21 +213,19 @@ class Lister:
         return listing
 
     async def _list(self, directory: Directory, listing: _Listing) -> None:
-        if self._catalog.is_keys_directory(directory.id):
-            self._catalog.touch_listing(directory.id)
-        else:
-            try:
-                await self._list_pages(directory, listing)
-            except MountkitError as exc:
-                listing.error = exc
+        try:
+            await self._list_pages(directory, listing)
+        except MountkitError as exc:
+            listing.error = exc
         listing.done = True
-        del self._listings[directory.id]
+        if self._listings.get(directory.id) is listing:
+            del self._listings[directory.id]
         listing.advance()
 
     async def _list_pages(self, directory: Directory, listing: _Listing) -> None:
-        writer = self._catalog.begin_listing(directory.id)
+        writer = listing.writer = self._catalog.begin_listing(directory.id)
         token = ""
-        while True:
+        while writer.alive:
             asked = token
             page = await self._call(lambda: self._store.list_page(directory.prefix, token=asked, limit=_PAGE))  # noqa: B023
             listing.changes += writer.add(page)

@@ -65,7 +65,10 @@ class Housekeeper:
 
     async def _clean(self) -> None:
         while True:
-            superseded = self._catalog.purge(_SUPERSEDED_S)
+            superseded = []
+            while some := self._catalog.purge(_SUPERSEDED_S):
+                superseded += some
+                await trio.lowlevel.checkpoint()
             contents = [content_id(version.key, version.etag, version.size) for version in superseded]
             try:
                 freed = await trio.to_thread.run_sync(self._cache.housekeep, contents)

@@ -87,10 +87,15 @@ async def _serve(channel: Channel, start: Message) -> None:
     if not await _take_lock(state_fd, socket_path):
         await channel.send({"pid": os.getpid(), "taken": True})
         return
-    from mountkit.store.connect import connect  # heavy: after the lock, so that a second mover ends quickly
+    from mountkit.store.opening import connect  # heavy: after the lock, so that a second mover ends quickly
 
     store = await trio.to_thread.run_sync(
-        lambda: connect(settings.source, check=start.body["check"], **_budgets(settings))
+        lambda: connect(
+            settings.source,
+            check=start.body["check"],
+            budget_s=settings.data_budget_s,
+            metadata_budget_s=settings.metadata_budget_s,
+        )
     )
     limits = Limits(settings.cache_size_bytes, settings.cache_free_share)
     cache = CacheWriter.open(state_fd, limits, secrets.token_bytes(16))
@@ -188,10 +193,6 @@ def _take_environment(secrets_fd: int | None) -> None:
         return
     with open(f"/proc/self/fd/{secrets_fd}", encoding="utf-8", errors="surrogateescape") as file:
         os.environ.update(json.load(file))
-
-
-def _budgets(settings: MountSettings) -> dict[str, float]:
-    return {"budget_s": settings.data_budget_s, "metadata_budget_s": settings.metadata_budget_s}
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
-from typing import Any as RetryingStore  # XXX
 
 import trio
 
@@ -23,6 +22,7 @@ from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import Readahead
 from mountkit.mover.warm import Warmer
+from mountkit.store.retry import RetryingStore
 
 log = logging.getLogger(__name__)
 _FIRST_PARTS = 8
@@ -153,7 +153,7 @@ class Service:
 
     async def _resolve(self, path: str) -> tuple[int | None, ObjectRow | None]:
         """The directory or object at a path below the mount. Raises UsageError if there is none."""
-        current = self._catalog.root
+        current: int = self._catalog.root
         words = [word for word in os.fsencode(path).split(b"/") if word]
         for position, word in enumerate(words):
             await self.lister.lookup(current, word, 0.0)
@@ -171,7 +171,7 @@ class Service:
     # ---- about itself --------------------------------------------------------------------------------------
     async def _check(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         """Whether the bucket answers now, for a keeper that found this mover running."""
-        await trio.to_thread.run_sync(lambda: self._store.head_or_list(self._settings.source.prefix))
+        await trio.to_thread.run_sync(lambda: self._store.list_page(self._settings.source.prefix, limit=1))
         return {"pid": os.getpid()}
 
     async def _stats(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pyfuse3
 
@@ -20,7 +20,7 @@ from mountkit.serve.wire import Wire
 log = logging.getLogger(__name__)
 _MAX_TASKS = 512  # 99 slow requests must not block all others
 _TOTAL_BLOCKS = 1 << 38  # df shows 1 PiB: a bucket does not tell its size
-_Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
+_Method = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def _adapted(method: _Method) -> _Method:
@@ -41,7 +41,7 @@ def _adapted(method: _Method) -> _Method:
     return handler
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]
+class Operations(pyfuse3.Operations):
     """What pyfuse3 calls for a read-only mount."""
 
     def __init__(self, wire: Wire, files: InputFileSystem) -> None:

@@ -185,7 +185,7 @@ class InputFileSystem:
     # ---- files ---------------------------------------------------------------------------------------------
     def can_open_now(self, inode: int) -> bool:
         """Whether the first bytes are here, so that an open need not ask the bucket. Raises FileSystemError."""
-        file = self._file(inode)
+        file = self._current(inode)
         return file.row.size == 0 or self._cache.has(file.content, file.row.size, 0)
 
     async def prepare_open(self, inode: int) -> None:
@@ -194,7 +194,7 @@ class InputFileSystem:
 
     def sealed_now(self, inode: int) -> SealedFile | None:
         """The sealed file of a sealed inode, its descriptor the caller's; None if it must be checked first."""
-        found = self._cache.open_sealed(self._file(inode).content)
+        found = self._cache.open_sealed(self._current(inode).content)
         return found if isinstance(found, SealedFile) else None
 
     async def verify_sealed(self, inode: int) -> None:
@@ -289,6 +289,17 @@ class InputFileSystem:
                 raise FileSystemError(errno.ESTALE)
             file = self._remember(row)
         return file
+
+    def _current(self, inode: int) -> _File:
+        """As `_file`, but a version the bucket is known to have replaced is ESTALE: the kernel then looks up anew."""
+        ident = inode & ~SEALED_BIT
+        try:
+            row = self._view.object(ident)
+        except CatalogUnavailable:
+            raise FileSystemError(errno.EIO) from None
+        if row is None or row.superseded_at is not None:
+            raise FileSystemError(errno.ESTALE)
+        return self._remember(row)
 
     def _remember(self, row: ObjectRow) -> _File:
         file = self._files.get(row.id)

@@ -74,8 +74,11 @@ class Keeper:
                 finally:
                     nursery.cancel_scope.cancel()
 
-    async def adopt(self, start: Message) -> None:
-        """Takes over the session of a dead keeper, whose servers go on meanwhile."""
+    async def adopt(self, start: Message, heir: Channel) -> None:
+        """Takes over the session of a dead keeper, whose servers go on meanwhile.
+
+        `heir` leads to the server that started us: it waits for our control socket, to join.
+        """
         fuse_fd, shared_fd, state_fd = start.fds
         body = start.body["adopt"]
         logs.to_state_directory(state_fd)
@@ -84,7 +87,7 @@ class Keeper:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._mover.run)
             try:
-                await self._serve(nursery, mounted, None, adopted=start.body)
+                await self._serve(nursery, mounted, heir, adopted=start.body)
             finally:
                 nursery.cancel_scope.cancel()
 
@@ -116,13 +119,15 @@ class Keeper:
             stack.callback(control.cancel_scope.cancel)
             stack.push_async_callback(self._take_down)
             control.start_soon(ipc.serve, listener, self._answer)
+            if adopted is not None and report is not None:
+                await _report(report, {"listening": True})
             await self._start_servers(nursery, socket_path, adopted)
             if adopted is None:
                 session.set_read_ahead(mounted.device)
                 await self._prove()
             self._state = "ok"
             log.info("%s is mounted at %s", self.settings.source, mounted.directory)
-            if report is not None:
+            if adopted is None and report is not None:
                 await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
             await self._until_the_end()
 
@@ -363,7 +368,7 @@ async def _adopt(start: Message, channel: Channel) -> int:
     settings = MountSettings.from_json(start.body["adopt"]["settings"])
     keeper = Keeper(settings, secrets_fd=None)
     try:
-        await keeper.adopt(start)
+        await keeper.adopt(start, channel)
     except (MountkitError, BaseExceptionGroup) as exc:
         if errors.named(exc) is None:
             raise

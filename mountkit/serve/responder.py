@@ -19,7 +19,7 @@ import trio
 from mountkit.catalog.values import SEALED_BIT
 from mountkit.serve import messages, session
 from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem
-from mountkit.serve.shared import BackingTableFull, SharedMemory
+from mountkit.serve.shared import IN_FLIGHT_PLACES, BackingTableFull, SharedMemory
 from mountkit.serve.wire import RawHandler, Wire
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,9 @@ T = TypeVar("T")
 class Responder:
     """Raw answers of one server. `run` must run as long as the wire does."""
 
-    def __init__(self, wire: Wire, files: InputFileSystem, shared: SharedMemory) -> None:
-        self._wire, self._files, self._shared = wire, files, shared
+    def __init__(self, wire: Wire, files: InputFileSystem, shared: SharedMemory, slot: int) -> None:
+        self._wire, self._files, self._shared, self._slot = wire, files, shared, slot
+        self._places = list(range(IN_FLIGHT_PLACES - 1, 0, -1))
         self._count = files.counters
         self._tasks: trio.Nursery | None = None
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}
@@ -210,9 +211,11 @@ class Responder:
 
     def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
         assert self._tasks is not None
-        self._tasks.start_soon(self._finish, unique, pid, wait)
+        place = self._places.pop() if self._places else 0
+        self._shared.store_in_flight(self._slot, place, unique)
+        self._tasks.start_soon(self._finish, unique, place, pid, wait)
 
-    async def _finish(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
+    async def _finish(self, unique: int, place: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
         with trio.CancelScope() as scope:
             self._waiting[unique] = pid, scope
             self._somebody_waits.set()
@@ -227,6 +230,9 @@ class Responder:
                 self._waiting.pop(unique, None)
         if scope.cancelled_caught:
             self._wire.send(messages.failed(unique, errno.EINTR))
+        if place:
+            self._shared.store_in_flight(self._slot, place, 0)
+            self._places.append(place)
 
     async def _watch_callers(self) -> None:
         """Once a second looks whether somebody who waits is being killed, and lets him go."""

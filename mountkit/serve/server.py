@@ -42,7 +42,8 @@ async def _main(channel_fd: int) -> int:
     settings = MountSettings.from_json(body["settings"])
     logs.to_state_directory(state_fd)
     shared = SharedMemory(shared_fd)
-    counters = shared.counters(body["slot"])
+    slot = int(body["slot"])
+    counters = shared.counters(slot)
     ready = trio.Event()
     shape: list[int] = []
 
@@ -53,8 +54,11 @@ async def _main(channel_fd: int) -> int:
     def before_wait() -> None:
         counters.resent += wire.resent
         wire.resent = 0
-        shared.store_counters(body["slot"], counters)
-        shared.store_newest_unique(body["slot"], wire.newest_unique)
+        shared.store_counters(slot, counters)
+
+    def note_request(unique: int) -> None:
+        shared.store_in_flight(slot, 0, unique)
+        shared.store_newest_unique(slot, unique)
 
     wire = Wire(
         fuse_fd,
@@ -64,6 +68,7 @@ async def _main(channel_fd: int) -> int:
         expected_shape=body.get("shape"),
         on_ready=on_ready,
         before_wait=before_wait,
+        note_request=note_request,
     )
     show = Presentation(
         settings.uid,
@@ -76,7 +81,7 @@ async def _main(channel_fd: int) -> int:
     )
     mover = MoverLink(body["mover_socket"])
     files = InputFileSystem(CatalogView.open(state_fd), CacheReader.open(state_fd), mover, show, counters)
-    responder = Responder(wire, files, shared)
+    responder = Responder(wire, files, shared, slot)
     wire.answer_raw(responder.handlers())
     state = succession.State(body, [fuse_fd, shared_fd, state_fd], channel)
 

@@ -92,7 +92,9 @@ class ServerPool:
                     if not self._servers[slot].serving:
                         starting.start_soon(self._begin, slot)
             if adopted is not None:
-                self._hand_out_again()
+                for slot in range(self._count):
+                    if slot not in self._joined:
+                        self._hand_out_again(slot)
             for slot in range(self._count):
                 nursery.start_soon(self._watch, slot)
             task_status.started()
@@ -148,19 +150,24 @@ class ServerPool:
                 return
             log.warning("server %d (pid %d) ended with %s; starting another", slot, server.watched.pid, code)
             self.restarts += 1
-            if any(s.serving for n, s in self._servers.items() if n != slot):
-                self._hand_out_again()  # the others can answer what it left at once
+            others_serve = any(s.serving for n, s in self._servers.items() if n != slot)
+            if others_serve:
+                self._hand_out_again(slot)  # they can answer at once what it left
             await trio.sleep(delay)
             delay = 0.0 if server.serving else min(2.0, delay + 0.2)
             self._servers[slot] = self._spawn()
             await self._begin(slot)
-            self._hand_out_again()
+            if not others_serve:
+                self._hand_out_again(slot)
 
-    def _hand_out_again(self) -> None:
-        """Has the kernel repeat what a dead server had in its hands."""
+    def _hand_out_again(self, dead: int) -> None:
+        """Has the kernel repeat what the dead server of a slot had in its hands."""
+        shared = self._shared
         try:
             if self._resend and session.resend(self._fuse_fd):
                 return
-            session.fail_in_flight(self._fuse_fd, self._shared.newest_unique())
+            others = {unique for slot in range(self._count) if slot != dead for unique in shared.in_flight(slot)}
+            session.fail_in_flight(self._fuse_fd, shared.in_flight(dead), shared.newest_unique(dead), others)
+            shared.clear_in_flight(dead)
         except OSError as exc:
             log.info("the session is gone: %s", exc)

@@ -1,6 +1,9 @@
-"""Memory the processes of one mount share: counters of the servers, and the table of backing files.
+"""Memory the processes of one mount share: the servers' counters, what they have in their hands, and backing files.
 
 It is a memfd that the keeper makes and every server maps, so it survives the death of any of them.
+
+In flight. Each server writes down the requests it works on: place 0 for the one it has just read, the others for those
+that wait. Below Linux 6.9 the keeper answers a dead server's requests from there.
 
 Backing files. All opens of one inode in passthrough must name the same backing id (the kernel answers EIO otherwise),
 whichever server answers them, so the ids stand here with the number of opens that use them. The table is guarded by
@@ -19,7 +22,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 MAX_SERVERS = 8
-_SLOT_BYTES = 256
+IN_FLIGHT_PLACES = 1000
+_SLOT_BYTES = 8192
+_PLACES_OFFSET = 192
 _TABLE_OFFSET = MAX_SERVERS * _SLOT_BYTES
 _BACKINGS = 1 << 16
 _BACKING = struct.Struct("<QiI")  # inode, backing id, opens
@@ -80,12 +85,24 @@ class SharedMemory:
         _COUNTERS.pack_into(self._memory, slot * _SLOT_BYTES, *values)
 
     def store_newest_unique(self, slot: int, unique: int) -> None:
+        """Notes the newest request of a server; it is the one in its hands, too."""
         _UNIQUE.pack_into(self._memory, slot * _SLOT_BYTES + _COUNTERS.size, unique)
 
-    def newest_unique(self) -> int:
-        """The newest request any server has seen; the one that died may have seen a few more."""
-        offsets = (slot * _SLOT_BYTES + _COUNTERS.size for slot in range(MAX_SERVERS))
-        return max(_UNIQUE.unpack_from(self._memory, offset)[0] for offset in offsets)
+    def newest_unique(self, slot: int) -> int:
+        return int(_UNIQUE.unpack_from(self._memory, slot * _SLOT_BYTES + _COUNTERS.size)[0])
+
+    def store_in_flight(self, slot: int, place: int, unique: int) -> None:
+        """Notes that a server works on a request (0: no more) at one of its IN_FLIGHT_PLACES."""
+        _UNIQUE.pack_into(self._memory, slot * _SLOT_BYTES + _PLACES_OFFSET + place * _UNIQUE.size, unique)
+
+    def in_flight(self, slot: int) -> set[int]:
+        """The requests a server works on, or worked on when it died."""
+        start = slot * _SLOT_BYTES + _PLACES_OFFSET
+        return set(struct.unpack_from(f"<{IN_FLIGHT_PLACES}Q", self._memory, start)) - {0}
+
+    def clear_in_flight(self, slot: int) -> None:
+        start = slot * _SLOT_BYTES + _PLACES_OFFSET
+        self._memory[start : start + IN_FLIGHT_PLACES * _UNIQUE.size] = bytes(IN_FLIGHT_PLACES * _UNIQUE.size)
 
     def total(self) -> ServerCounters:
         result = ServerCounters()

@@ -53,15 +53,15 @@ class Wire:
         expected_shape: Sequence[int] | None = None,
         on_ready: Callable[[tuple[int, ...]], None],
         before_wait: Callable[[], None],
+        note_request: Callable[[int], None],
     ) -> None:
         self.kernel = os.dup(fd)
         os.set_blocking(self.kernel, False)
         self.buffer = bytearray(_BUFFER_BYTES)
-        self.newest_unique = 0
         self.resent = 0
         self._fd, self._init, self._first, self._passthrough = fd, init, first, passthrough
         self._expected = tuple(expected_shape) if expected_shape else None
-        self._on_ready, self._before_wait = on_ready, before_wait
+        self._on_ready, self._before_wait, self._note_request = on_ready, before_wait, note_request
         self._handlers: Mapping[int, RawHandler] = {}
         self._inner, self._outer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._inner, self._outer):
@@ -73,7 +73,7 @@ class Wire:
 
     def __repr__(self) -> str:
         state = "serving" if self._init_answered else "starting"
-        return f"<Wire fd={self._fd} {state} newest={self.newest_unique}>"
+        return f"<Wire fd={self._fd} {state}>"
 
     def answer_raw(self, handlers: Mapping[int, RawHandler]) -> None:
         """Sets which opcodes are answered here instead of by pyfuse3."""
@@ -123,10 +123,9 @@ class Wire:
         while True:
             length = await self._next_request()
             _, opcode, unique, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(self.buffer)
+            self._note_request(unique)
             if unique & messages.UNIQUE_RESEND:
                 self.resent += 1
-            elif unique > self.newest_unique:
-                self.newest_unique = unique
             handler = self._handlers.get(opcode)
             if handler is None:
                 self._inject(memoryview(self.buffer)[:length])

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
 import psutil
 import pytest
 
@@ -55,22 +54,29 @@ class Result:
 
 @dataclass
 class Bucket:
-    """A bucket of its own on the real server, reached through a logging proxy."""
+    """A prefix of its own in a bucket on the real server, reached through a logging proxy.
+
+    One bucket for all tests: SeaweedFS gives each bucket volumes of its own, and has only so many.
+    """
 
     name: str
+    prefix: str
     client: Any
     proxy: LoggingProxy
     environment: dict[str, str]
 
     def put(self, key: str, data: bytes) -> None:
-        self.client.put_object(Bucket=self.name, Key=key, Body=data)
+        self.client.put_object(Bucket=self.name, Key=self.prefix + key, Body=data)
 
     def delete(self, key: str) -> None:
-        self.client.delete_object(Bucket=self.name, Key=key)
+        self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
+
+    def head(self, key: str) -> Any:
+        return self.client.head_object(Bucket=self.name, Key=self.prefix + key)
 
     @property
     def source(self) -> str:
-        return f"s3://{self.name}?endpoint={self.proxy.url}"
+        return f"s3://{self.name}/{self.prefix.rstrip('/')}?endpoint={self.proxy.url}"
 
 
 @dataclass
@@ -135,21 +141,13 @@ def kill(pid: int) -> None:
 
 @pytest.fixture(scope="session")
 def proxy(seaweed: SeaweedServer) -> Iterator[LoggingProxy]:
-    with LoggingProxy(seaweed.port) as running:
+    with LoggingProxy(int(seaweed.endpoint.rsplit(":", 1)[1])) as running:
         yield running
 
 
 @pytest.fixture
 def bucket(seaweed: SeaweedServer, proxy: LoggingProxy) -> Iterator[Bucket]:
-    name = f"test-{uuid.uuid4().hex[:12]}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=seaweed.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=seaweed.access_key,
-        aws_secret_access_key=seaweed.secret_key,
-    )
-    client.create_bucket(Bucket=name)
+    client = seaweed.client()
     proxy.requests.clear()
     proxy.fault = None
     clean = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
@@ -159,7 +157,7 @@ def bucket(seaweed: SeaweedServer, proxy: LoggingProxy) -> Iterator[Bucket]:
         "AWS_SECRET_ACCESS_KEY": seaweed.secret_key,
         "AWS_REGION": "us-east-1",
     }
-    yield Bucket(name, client, proxy, environment)
+    yield Bucket("data", f"{uuid.uuid4().hex[:10]}/", client, proxy, environment)
 
 
 @pytest.fixture

@@ -15,7 +15,20 @@ from mountkit import names
 from tests.mount.conftest import CommandLine, our_processes, wait_until
 from tests.servers import MotoServer
 
-PLAIN = ["a/b", "deep/er/x", "trail/", "_$folder$", "sp ace", "%41", "plus+", "hash#", "ask?", "q'\"", "back\\slash", "nl\nx"]
+PLAIN = [
+    "a/b",
+    "deep/er/x",
+    "trail/",
+    "_$folder$",
+    "sp ace",
+    "%41",
+    "plus+",
+    "hash#",
+    "ask?",
+    "q'\"",
+    "back\\slash",
+    "nl\nx",
+]
 PLAIN += ["tab\t", "🐈", "e\u0301", "\u00e9", "CASE", "case", "p/" + "x" * 255, "/".join("d" * 9 for _ in range(90))]
 ODD = ["a", "x//y", "/lead", "trail//", "./dot", "up/../x", "..", "p/" + "y" * 256, ".mountkit/keys/z", "z" * 1024]
 
@@ -27,7 +40,12 @@ def odd_bucket(moto: MotoServer) -> Iterator[tuple[Any, str, dict[str, str]]]:
     client = boto3.client("s3", endpoint_url=moto.endpoint, region_name="us-east-1", **keys)
     client.create_bucket(Bucket=name)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
-    environment = {**clean, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "us-east-1"}
+    environment = {
+        **clean,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+    }
     yield client, f"s3://{name}?endpoint={moto.endpoint}", environment
 
 

@@ -118,7 +118,9 @@ def test_readers_do_not_notice_the_death_of_a_process(
         readers = [pool.submit(_digests, paths[n:] + paths[:n], 3) for n in range(0, 120, 30)]
         for _ in range(3):
             status = mountkit.status(directory)
-            pid = {"server": status["server_pids"][0], "mover": status["mover_pid"], "keeper": status["keeper_pid"]}[who]
+            pid = {"server": status["server_pids"][0], "mover": status["mover_pid"], "keeper": status["keeper_pid"]}[
+                who
+            ]
             kill(pid)
             wait_until(lambda gone=pid: _replaced(mountkit, directory, who, gone), seconds=20)  # type: ignore[misc]
         for n, reader in zip(range(0, 120, 30), readers, strict=True):

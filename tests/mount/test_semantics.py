@@ -44,7 +44,22 @@ def test_a_prefix_is_the_root_of_its_mount(bucket: Bucket, mountkit: CommandLine
     assert (root / "x/1").read_bytes() == b"one"
 
 
-ODD = ["%2Fweird", "sp ace", "plus+", "hash#", "ask?", "quote'\"", "back\\slash", "new\nline", "tab\t", "🐈", "A", "a", "é", "é"]
+ODD = [
+    "%2Fweird",
+    "sp ace",
+    "plus+",
+    "hash#",
+    "ask?",
+    "quote'\"",
+    "new\nline",
+    "tab\t",
+    "🐈",
+    "A",
+    "a",
+    "e\u0301",
+    "\u00e9",
+]
+# (SeaweedFS turns a backslash into a slash: that one is in test_names, on moto)
 
 
 def test_names_mean_themselves(bucket: Bucket, mountkit: CommandLine) -> None:
@@ -61,7 +76,7 @@ def test_names_mean_themselves(bucket: Bucket, mountkit: CommandLine) -> None:
 def test_attributes(bucket: Bucket, mountkit: CommandLine) -> None:
     """[attributes-1] [attributes-5]"""
     bucket.put("d/f", b"12345")
-    info = bucket.client.head_object(Bucket=bucket.name, Key="d/f")
+    info = bucket.head("d/f")
     root = mountkit.mount(bucket.source, "--uid", "1234", "--gid", "567", "--umask", "027")
     found = (root / "d/f").stat()
     assert (found.st_mode & 0o7777, found.st_uid, found.st_gid, found.st_size) == (0o440, 1234, 567, 5)
@@ -75,8 +90,8 @@ def test_extended_attributes_name_the_object(bucket: Bucket, mountkit: CommandLi
     """[attributes-2]"""
     bucket.put("d/f", b"x")
     root = mountkit.mount(bucket.source)
-    etag = bucket.client.head_object(Bucket=bucket.name, Key="d/f")["ETag"]
-    assert os.getxattr(root / "d/f", "user.s3.key") == b"d/f"
+    etag = bucket.head("d/f")["ETag"]
+    assert os.getxattr(root / "d/f", "user.s3.key") == (bucket.prefix + "d/f").encode()
     assert os.getxattr(root / "d/f", "user.s3.etag") == etag.encode()
     assert "user.s3.key" in os.listxattr(root / "d/f")
     with pytest.raises(OSError) as caught:
@@ -309,4 +324,6 @@ def test_forbidden_and_archived_objects_do_not_hide_their_neighbours(bucket: Buc
 
 def _error(status: int, code: str) -> bytes:
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-    return f"HTTP/1.1 {status} X\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    return (
+        f"HTTP/1.1 {status} X\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )

@@ -2,7 +2,7 @@
 
 import threading
 
-from mountkit.cache import BLOCK_BYTES, PART_BYTES
+from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import Readahead
 

@@ -91,7 +91,7 @@ def test_whatever_unescapes_is_the_only_name_of_its_key(components: tuple[bytes,
     ],
 )
 def test_another_spelling_of_a_key_is_refused(components: tuple[bytes, ...]) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         unescape(components)
 
 

@@ -25,12 +25,20 @@ def test_counters_are_seen_by_every_process_and_added_over_slots(fd: int) -> Non
     assert reader.total().reads == 7
 
 
-def test_the_newest_request_is_the_largest_over_all_servers(fd: int) -> None:
-    memory = SharedMemory(fd)
-    memory.store_newest_unique(1, 500)
-    memory.store_newest_unique(2, 400)
-    assert memory.newest_unique() == 500
-    assert memory.counters(1) == ServerCounters()
+def test_what_a_server_works_on_is_known_after_its_death(fd: int) -> None:
+    server, keeper = SharedMemory(fd), SharedMemory(fd)
+    server.store_newest_unique(1, 500)
+    server.store_in_flight(1, 0, 500)
+    server.store_in_flight(1, 7, 488)
+    server.store_in_flight(1, 8, 490)
+    server.store_in_flight(1, 8, 0)
+    server.store_in_flight(2, 0, 502)
+    assert keeper.newest_unique(1) == 500
+    assert keeper.in_flight(1) == {500, 488}
+    keeper.clear_in_flight(1)
+    assert keeper.in_flight(1) == set()
+    assert keeper.in_flight(2) == {502}
+    assert keeper.counters(1) == ServerCounters()
 
 
 def test_all_opens_of_an_inode_share_one_backing_id_until_the_last_release(fd: int) -> None:

@@ -1,0 +1,171 @@
+"""Retries: a store that asks again, inside a budget of time, while a failure may pass.
+
+Waits grow exponentially with full jitter. A body that breaks in the middle goes on where it broke, with a new GET of
+the same version, so that its reader sees one body; every byte that comes renews the budget. Refused credentials are
+looked up anew once. Whatever cannot pass is raised at once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Protocol, TypeVar, runtime_checkable
+
+from mountkit.errors import CredentialsError, StoreError, StoreUnavailable
+from mountkit.store.api import Body, ObjectInfo, Page, Store
+from mountkit.store.statistics import Counters, StoreStatistics
+
+T = TypeVar("T")
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 8.0
+
+
+@runtime_checkable
+class _Counting(Protocol):
+    def statistics(self) -> StoreStatistics: ...
+
+
+@runtime_checkable
+class _Refreshing(Protocol):
+    def refresh_credentials(self) -> bool: ...
+
+
+class _Attempts:
+    """One operation's tries: `after(error)` waits and returns, or raises."""
+
+    def __init__(self, store: RetryingStore, budget_s: float) -> None:
+        self._store, self._budget_s = store, budget_s
+        self._refreshed = False
+        self.progress()
+
+    def progress(self) -> None:
+        self._tries = 0
+        self._deadline: float | None = None
+
+    def after(self, error: StoreError) -> None:
+        store = self._store
+        if isinstance(error, CredentialsError) and not self._refreshed and store.refresh_credentials():
+            self._refreshed = True
+            store.count_retry()
+            return
+        if not error.transient:
+            raise error
+        if isinstance(error, StoreUnavailable) and error.slow_down:
+            store.slow_down()
+        now = store.clock()
+        if self._deadline is None:
+            # The budget runs from the first failure; how long one request may take is the inner store's business.
+            self._deadline = now + self._budget_s
+        wait_s = store.random() * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self._tries)
+        if now + wait_s > self._deadline:
+            raise _spent(error, self._budget_s) from error
+        self._tries += 1
+        store.count_retry()
+        store.sleep(wait_s)
+
+
+def _spent(error: StoreError, budget_s: float) -> StoreError:
+    sentence = f"{error.sentence} (tried for {budget_s:g} s)"
+    if isinstance(error, StoreUnavailable):
+        return StoreUnavailable(sentence, error.hint, slow_down=error.slow_down)
+    return type(error)(sentence, error.hint)
+
+
+class RetryingStore:
+    """`store`, asked again; implements `api.Store`.
+
+    `budget_s` bounds how long a get may fail without a new byte, `metadata_budget_s` a head or a listing.
+    `on_slow_down` is called, from any thread, each time the server asks for fewer requests.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        budget_s: float = 60.0,
+        metadata_budget_s: float = 10.0,
+        on_slow_down: Callable[[], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.inner = store
+        self.budget_s, self.metadata_budget_s = budget_s, metadata_budget_s
+        self.on_slow_down = on_slow_down
+        self.clock, self.sleep, self.random = clock, sleep, random
+        self._counts = Counters()
+
+    def __repr__(self) -> str:
+        return f"<RetryingStore {self.budget_s:g} s of {self.inner!r}>"
+
+    def head(self, key: bytes) -> ObjectInfo:
+        return self._retried(lambda: self.inner.head(key), _Attempts(self, self.metadata_budget_s))
+
+    def list_page(self, prefix: bytes, *, delimiter: bytes = b"/", token: str = "", limit: int = 1000) -> Page:
+        return self._retried(
+            lambda: self.inner.list_page(prefix, delimiter=delimiter, token=token, limit=limit),
+            _Attempts(self, self.metadata_budget_s),
+        )
+
+    def get(self, info: ObjectInfo, offset: int, length: int) -> Body:
+        attempts = _Attempts(self, self.budget_s)
+        body = self._retried(lambda: self.inner.get(info, offset, length), attempts)
+        return _ResumingBody(self, body, info, offset, length, attempts)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def statistics(self) -> StoreStatistics:
+        """The inner store's counts, and our retries."""
+        inner = self.inner.statistics() if isinstance(self.inner, _Counting) else StoreStatistics()
+        return replace(inner, retries=self._counts.statistics().retries)
+
+    def refresh_credentials(self) -> bool:
+        """Whether the inner store found other credentials."""
+        return isinstance(self.inner, _Refreshing) and self.inner.refresh_credentials()
+
+    def count_retry(self) -> None:
+        self._counts.add("retries")
+
+    def slow_down(self) -> None:
+        if self.on_slow_down is not None:
+            self.on_slow_down()
+
+    def _retried(self, call: Callable[[], T], attempts: _Attempts) -> T:
+        while True:
+            try:
+                return call()
+            except StoreError as exc:
+                attempts.after(exc)
+
+    def resumed(self, call: Callable[[], T], attempts: _Attempts) -> T:
+        """`call`, tried again as any request of the operation that `attempts` counts."""
+        return self._retried(call, attempts)
+
+
+class _ResumingBody:
+    def __init__(
+        self, store: RetryingStore, body: Body, info: ObjectInfo, offset: int, length: int, attempts: _Attempts
+    ) -> None:
+        self.info = body.info
+        self._store, self._body, self._asked = store, body, info
+        self._offset, self._length, self._attempts = offset, length, attempts
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes asked for, each once, over as many GETs as it takes."""
+        done, body = 0, self._body
+        while True:
+            try:
+                for chunk in body.chunks():
+                    done += len(chunk)
+                    self._attempts.progress()
+                    yield chunk
+            except StoreError as exc:
+                if done >= self._length:
+                    raise
+                self._attempts.after(exc)
+            else:
+                return
+            offset, left = self._offset + done, self._length - done
+            body = self._store.resumed(lambda: self._store.inner.get(self._asked, offset, left), self._attempts)  # noqa: B023

@@ -1,0 +1,195 @@
+"""Signed plain HTTP: any request, any key, with status, headers and error document at hand.
+
+Listings, HEADs, odd keys and second opinions go this way; hot GETs go through obstore. One request is one attempt: no
+retry, no redirect followed. Safe for threads; connections are kept alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from urllib3 import exceptions as http
+
+from mountkit import __version__
+from mountkit.errors import BadAnswer, StoreError, StoreUnavailable
+from mountkit.store import answers
+from mountkit.store.access import Access, Wallet
+from mountkit.store.answers import Asked
+from mountkit.store.keys import quoted
+
+if TYPE_CHECKING:
+    from urllib3.response import BaseHTTPResponse
+
+USER_AGENT = f"mountkit/{__version__}"
+_MAX_DOCUMENT_BYTES = 64 << 20
+_CONNECTIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    connect_s: float
+    stall_s: float
+    """Between two pieces of an answer, and until its first."""
+    request_s: float
+    """For a whole request, body included."""
+
+
+class SignedHTTP:
+    """Requests to one bucket."""
+
+    def __init__(self, access: Access, wallet: Wallet, timeouts: Timeouts) -> None:
+        self.access, self._wallet, self._timeouts = access, wallet, timeouts
+        self._manager = _manager(access, timeouts)
+        self._proxy_headers = dict(getattr(self._manager, "proxy_headers", None) or {})
+        self._absolute = bool(access.proxy) and not access.is_tls  # a plain proxy wants to be told the whole URL
+
+    def __repr__(self) -> str:
+        return f"<SignedHTTP {self.access.base}>"
+
+    def close(self) -> None:
+        self._manager.clear()
+
+    def asked(self, verb: str, key: bytes | None = None) -> Asked:
+        """What an error about such a request says. Never waits for credentials."""
+        access = self.access
+        return Asked(access.bucket, access.endpoint, access.region, verb, key, self._wallet.shown)
+
+    def document(self, asked: Asked, query: str) -> bytes:
+        """The body of a GET on the bucket itself."""
+        deadline = time.monotonic() + self._timeouts.request_s
+        response = self.send("GET", asked, query=query)
+        with _closing(response):
+            if response.status != 200:
+                raise self.refusal(asked, response)
+            return self._body(asked, response, deadline)
+
+    def send(
+        self, method: str, asked: Asked, *, query: str = "", headers: Mapping[str, str] | None = None
+    ) -> BaseHTTPResponse:
+        """The answer, whatever its status, its body unread: read or close it. Raises StoreError for no answer."""
+        base = urlsplit(self.access.base)
+        path = base.path if asked.key is None else f"{base.path}/{quoted(asked.key)}"
+        target = f"{path or '/'}{'?' if query else ''}{query}"
+        url = f"{base.scheme}://{base.netloc}{target}"
+        every = {
+            "User-Agent": USER_AGENT,
+            "Accept-Encoding": "identity",
+            **self._signature(method, url),
+            **(headers or {}),
+        }
+        if self._absolute:
+            # What the manager would add. An absolute URL also has its `.` and `..` segments normalised by urllib3: keys
+            # that hold those cannot be read through a proxy without TLS (the signature or the ETag would not fit).
+            every |= self._proxy_headers
+        try:
+            pool = self._manager.connection_from_host(base.hostname, base.port, base.scheme)
+            # urlopen of the pool, not of the manager: the manager's normalises `..` away.
+            return pool.urlopen(
+                method,
+                url if self._absolute else target,
+                headers=every,
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except (http.HTTPError, OSError) as exc:
+            raise answers.unreached(asked, exc) from exc
+
+    def refusal(self, asked: Asked, response: BaseHTTPResponse) -> StoreError:
+        """The error for an answer that is no success; reads its body."""
+        deadline = time.monotonic() + self._timeouts.stall_s
+        try:
+            body = self._body(asked, response, deadline)
+        except StoreError:
+            body = b""  # the status has to do
+        return answers.refused(asked, response.status, response.headers, body)
+
+    def pieces(self, asked: Asked, response: BaseHTTPResponse, size: int) -> Iterator[bytes]:
+        """The body of `response` as it comes, in pieces of at most `size` bytes."""
+        deadline = time.monotonic() + self._timeouts.request_s
+        try:
+            for piece in response.stream(size, decode_content=False):
+                if time.monotonic() > deadline:
+                    raise StoreUnavailable(f"{asked.endpoint} took too long to send {asked.what}")
+                yield piece
+        except (http.HTTPError, OSError) as exc:
+            raise _broken(asked, exc) from exc
+
+    def _body(self, asked: Asked, response: BaseHTTPResponse, deadline: float) -> bytes:
+        pieces, count = [], 0
+        for piece in self.pieces(asked, response, 1 << 18):
+            pieces.append(piece)
+            count += len(piece)
+            if count > _MAX_DOCUMENT_BYTES:
+                raise BadAnswer("the answer is far larger than a listing can be", "is the endpoint an S3 server?")
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(f"{asked.endpoint} took too long to answer")
+        return b"".join(pieces)
+
+    def _signature(self, method: str, url: str) -> dict[str, str]:
+        """The headers that S3 wants signed, and the signature over them; Range and the like may stay outside."""
+        headers = {"x-amz-request-payer": "requester"} if self.access.requester_pays else {}
+        if not self._wallet.signs:
+            return headers
+        request = AWSRequest(method, url, headers=headers)
+        S3SigV4Auth(self._wallet.current(), "s3", self.access.region).add_auth(request)
+        return {str(name): str(value) for name, value in request.headers.items()}
+
+
+def _broken(asked: Asked, exc: http.HTTPError | OSError) -> StoreError:
+    if isinstance(exc, http.TimeoutError | TimeoutError):
+        return StoreUnavailable(f"{asked.endpoint} stopped sending {asked.what} in the middle")
+    return StoreUnavailable(f"the connection to {asked.endpoint} broke off while it sent {asked.what}")
+
+
+@contextlib.contextmanager
+def _closing(response: BaseHTTPResponse) -> Iterator[None]:
+    """Gives the connection back if the body was read to its end, and closes it otherwise."""
+    try:
+        yield
+    finally:
+        let_go(response)
+
+
+def let_go(response: BaseHTTPResponse) -> None:
+    """Gives a fully read answer's connection back to the pool, closes any other."""
+    if getattr(response, "length_remaining", None) == 0:
+        response.drain_conn()  # of nothing; http.client wants every answer read to its end, also one without body
+        response.release_conn()
+    else:
+        response.close()
+
+
+def for_check(timeouts: Timeouts, total_s: float) -> Timeouts:
+    """Timeouts that are none longer than `total_s`."""
+    return replace(
+        timeouts, connect_s=min(timeouts.connect_s, total_s), stall_s=min(timeouts.stall_s, total_s), request_s=total_s
+    )
+
+
+def _manager(access: Access, timeouts: Timeouts) -> urllib3.PoolManager:
+    settings: dict[str, Any] = {
+        "num_pools": 4,
+        "maxsize": _CONNECTIONS,
+        "timeout": urllib3.Timeout(connect=timeouts.connect_s, read=timeouts.stall_s),
+        "retries": False,
+    }
+    if access.is_tls or access.proxy.startswith("https"):
+        settings["ssl_context"] = access.tls_context()
+    if not access.proxy:
+        return urllib3.PoolManager(**settings)
+    parts = urlsplit(access.proxy)
+    if parts.username:
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        settings["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=secret)
+    return urllib3.ProxyManager(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", **settings)

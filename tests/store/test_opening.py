@@ -1,0 +1,35 @@
+"""A bucket opened as the mover opens it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mountkit.errors import BucketMissing, StoreUnavailable
+from mountkit.sources import BucketURL
+from mountkit.store import opening
+from tests.servers import MotoServer
+from tests.store.raw_server import RawServer, answer
+
+pytestmark = pytest.mark.usefixtures("no_aws")
+
+
+def test_an_opened_bucket_lists_and_counts(moto: MotoServer) -> None:
+    store = opening.connect(BucketURL("data", endpoint=moto.endpoint), keys=("AKIAX", "s"), budget_s=5)
+    store.list_page(b"none/")
+    assert store.statistics().list == 2 and store.budget_s == 5
+    store.close()
+
+
+def test_a_bucket_that_is_not_there_cannot_be_opened(moto: MotoServer) -> None:
+    with pytest.raises(BucketMissing):
+        opening.connect(BucketURL("nowhere", endpoint=moto.endpoint), keys=("AKIAX", "s"))
+
+
+def test_the_opening_check_is_not_retried_and_can_be_left_out() -> None:
+    with RawServer(lambda request: [answer(503, code="SlowDown")]) as server:
+        source = BucketURL("data", endpoint=server.endpoint)
+        with pytest.raises(StoreUnavailable):
+            opening.connect(source, keys=("AKIAX", "s"))
+        assert len(server.requests) == 2
+        opening.connect(source, check=False, keys=("AKIAX", "s"))
+        assert len(server.requests) == 3
