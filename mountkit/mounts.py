@@ -233,12 +233,15 @@ def unmount(directory: str, *, force: bool = False) -> None:
             raise _busy(resolved, outside)
     try:
         with ipc.Client(places.keeper_socket(point.device, point.owner_uid)) as keeper:
-            answer = keeper.call("unmount", timeout_s=30.0, force=force)
+            keeper.call("unmount", timeout_s=30.0, force=force)
     except MountBusy:
         raise _busy(resolved, holders.of_mount(resolved, point.device)) from None
     except (OSError, ipc.ChannelClosed) as exc:
-        raise MountError(f"the mount {resolved} does not answer: {exc}", "say --force") from exc
-    _wait_for_end(answer["keeper_pid"])
+        # A keeper whose mount went away ends at once, perhaps before it could answer.
+        if any(left.device == point.device and left.directory == resolved for left in mountinfo.ours()):
+            raise MountError(f"the mount {resolved} does not answer: {exc}", "say --force") from exc
+    if info.details:
+        _wait_for_end(info.details["keeper_pid"])
 
 
 def _busy(directory: str, by: list[str]) -> MountBusy:

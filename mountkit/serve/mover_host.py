@@ -23,6 +23,7 @@ MOVER_MODULE = "mountkit.mover.process"
 _START_S = 15.0
 _STATUS_S = 1.0
 _GOODBYE_S = 3.0
+_LINKED_S = 1.0
 
 
 class MoverHost:
@@ -65,16 +66,25 @@ class MoverHost:
         return True
 
     async def _restart(self) -> None:
+        """Returns once the link has a mover again.
+
+        That something accepts connections is no proof: a mover that is being killed loses its connections before its
+        listening socket.
+        """
         delay = 0.0
-        while not await self._running():
+        while True:
             try:
-                await self._start(check=False)
+                if not await self._running():
+                    await self._start(check=False)
+                with trio.move_on_after(_LINKED_S):
+                    await self.link.linked()
+                    self._last_error = ""
+                    return
             except MountkitError as exc:
                 self._last_error = f"the mover does not start: {exc}"
                 log.error("%s", self._last_error)
             delay = min(2.0, delay + 0.2)
             await trio.sleep(delay)
-        self._last_error = ""
 
     async def _start(self, *, check: bool) -> None:
         process, fd = processes.spawn(MOVER_MODULE)

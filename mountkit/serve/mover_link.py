@@ -58,6 +58,11 @@ class MoverLink:
                 self._wake_all()
             await trio.sleep(_RETRY_S)
 
+    async def linked(self) -> None:
+        """Waits until there is a connection."""
+        while self._channel is None:
+            await self._connected.wait()
+
     def _hand_over(self, message: Message) -> None:
         waiter = self._waiting.get(int(message.body.get("id", 0)))
         if waiter and "progress" not in message.body:

@@ -27,10 +27,9 @@ PLAIN = [
     "ask?",
     "q'\"",
     "back\\slash",
-    "nl\nx",
 ]
 PLAIN += ["tab\t", "🐈", "e\u0301", "\u00e9", "CASE", "case", "p/" + "x" * 255, "/".join("d" * 9 for _ in range(90))]
-ODD = ["a", "x//y", "/lead", "trail//", "./dot", "up/../x", "..", "p/" + "y" * 256, ".mountkit/keys/z", "z" * 1024]
+ODD = ["a", "x//y", "trail//", "./dot", "up/../x", "..", "p/" + "y" * 256, ".mountkit/keys/z", "z" * 1024]
 
 
 @pytest.fixture
