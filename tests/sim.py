@@ -110,7 +110,8 @@ class _Protocol(asyncio.Protocol):
         keys, prefixes, token = self._bucket.listing(prefix, delimiter, after, limit)
         parts = [
             '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>sim</Name>'
-            f"<Prefix>{quote(prefix)}</Prefix><KeyCount>{len(keys) + len(prefixes)}</KeyCount><MaxKeys>{limit}</MaxKeys>"
+            f"<Prefix>{quote(prefix)}</Prefix><KeyCount>{len(keys) + len(prefixes)}</KeyCount>"
+            f"<MaxKeys>{limit}</MaxKeys>"
             f"<EncodingType>url</EncodingType><IsTruncated>{'true' if token else 'false'}</IsTruncated>"
         ]
         if token:

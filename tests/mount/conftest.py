@@ -1,4 +1,4 @@
-"""Real mounts: the command line in subprocesses, a real S3 server behind a logging proxy, everything taken down after."""
+"""Real mounts: the command line in subprocesses, a real S3 server behind a logging proxy, all taken down after."""
 
 from __future__ import annotations
 

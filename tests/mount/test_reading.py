@@ -140,7 +140,7 @@ def test_readers_do_not_notice_the_death_of_a_process(
 
 def _replaced(mountkit: CommandLine, directory: Path, who: str, gone: int) -> bool:
     result = mountkit.run("status", str(directory), "--json")
-    if result.code != 0 or f'"state": "ok"' not in result.out:
+    if result.code != 0 or '"state": "ok"' not in result.out:
         return False
     status = mountkit.status(directory)
     pids = [*status["server_pids"], status["mover_pid"], status["keeper_pid"]]

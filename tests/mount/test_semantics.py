@@ -118,8 +118,8 @@ def test_nothing_can_be_changed(bucket: Bucket, mountkit: CommandLine) -> None:
     root = mountkit.mount(bucket.source)
     for change in (
         lambda: (root / "new").write_bytes(b"x"),
-        lambda: (root / "d/f").unlink(),
-        lambda: (root / "dir").mkdir(),
+        (root / "d/f").unlink,
+        (root / "dir").mkdir,
         lambda: (root / "d/f").rename(root / "d/g"),
         lambda: os.truncate(root / "d/f", 0),
         lambda: os.chmod(root / "d/f", 0o777),

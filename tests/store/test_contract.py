@@ -129,10 +129,14 @@ ODD_KEYS = [
 ]
 
 
-@pytest.mark.parametrize("key", ODD_KEYS)
-def test_the_right_object_comes_for_every_odd_key(bench: Bench, key: bytes) -> None:
-    if not bench.takes(key):
-        pytest.skip("this server cannot hold such a key")
+def test_the_right_object_comes_for_every_odd_key_the_server_can_hold(bench: Bench) -> None:
+    held = [key for key in ODD_KEYS if bench.takes(key)]
+    assert len(held) >= len(ODD_KEYS) // 2
+    for key in held:
+        _the_right_object_comes(bench, key)
+
+
+def _the_right_object_comes(bench: Bench, key: bytes) -> None:
     # what a careless client would fetch instead
     for decoy in {key.strip(b"/"), key.replace(b"//", b"/"), key.replace(b"+", b" "), key.replace(b"%41", b"A")} - {
         key
