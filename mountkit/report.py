@@ -47,11 +47,13 @@ def as_text(info: MountInfo) -> str:
     if any(restarts.values()):
         lines.append(f"  restarts   servers {restarts['server']}, mover {restarts['mover']}")
     native = "on" if d["passthrough"] else f"off: {d['passthrough_reason']}"
-    lines.append(f"  passthrough {native}; {reads['passthrough_opens']} of {reads['opens']} opens")
-    total = reads["hits"] + reads["misses"]
-    share = f", {100 * reads['hits'] / total:.0f} % from the cache" if total else ""
+    lines.append(f"  passthrough {native}")
     lines.append(
-        f"  reads      {reads['reads']} through us, {size(reads['read_bytes'])}{share}; {reads['errors']} errors"
+        f"  opens      {reads['opens']}: {reads['passthrough_opens']} native, {reads['fetched_opens']} fetched first"
+    )
+    waited = f", {reads['misses']} waited for the bucket" if reads["misses"] else ""
+    lines.append(
+        f"  reads      {reads['reads']} through us, {size(reads['read_bytes'])}{waited}; {reads['errors']} errors"
     )
     if cache:
         full = ", full" if cache["full"] else ""

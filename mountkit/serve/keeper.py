@@ -66,6 +66,8 @@ class Keeper:
                     mounted = await trio.to_thread.run_sync(self._mount)
                 except BaseException:
                     self._servers.kill()
+                    with trio.CancelScope(shield=True):
+                        await self._mover.goodbye()
                     raise
                 stack.callback(os.close, mounted.fd)
                 stack.callback(_take_away, mounted)
@@ -357,9 +359,10 @@ async def _main(fds: Sequence[int]) -> int:
         if foreground:
             print(errors.two_lines(error), file=sys.stderr)  # noqa: T201
         else:
-            log.error("%s", error)
-            with contextlib.suppress(ChannelClosed):
+            try:
                 await channel.send({"error": error.to_json()})
+            except ChannelClosed:
+                log.error("%s", error)  # nobody is left to tell
         return error.exit_code
     return 0
 

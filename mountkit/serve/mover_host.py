@@ -122,6 +122,8 @@ class MoverHost:
     async def goodbye(self) -> None:
         """Tells the mover that this mount is over; if it was the last one, waits for the mover's end."""
         self._leaving = True
+        if not self.pid:
+            return
         with trio.move_on_after(_GOODBYE_S), contextlib.suppress(MountkitError, ProcessLookupError):
             answer = await self.link.call("goodbye", budget_s=_GOODBYE_S)
             if answer.body["last"]:

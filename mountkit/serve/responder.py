@@ -100,6 +100,7 @@ class Responder:
         if ready:
             self._wire.send(messages.opened(unique, inode, messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH))
         elif not self._failed:
+            self._count.fetched_opens += 1
             self._start(unique, pid, wait)
 
     def _open_sealed(self, unique: int, inode: int, pid: int) -> None:

@@ -43,6 +43,8 @@ def check_host(*, allow_other: bool) -> None:
             "there is no /dev/fuse on this machine",
             "load it with `modprobe fuse`; in a container add `--device /dev/fuse`",
         )
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise HostError("you may not use /dev/fuse on this machine", "ask the administrator for `chmod 666 /dev/fuse`")
     if not shutil.which("fusermount3"):
         raise HostError("fusermount3 is not installed", "install it: `apt-get install fuse3` (or your system's fuse3)")
     if allow_other and os.getuid() != 0 and not _user_allow_other():
@@ -80,9 +82,7 @@ def mount(directory: str, *, source: str, allow_other: bool) -> Session:
                 done.stderr.strip().removeprefix("fusermount3: ").rstrip(".")
                 or f"fusermount3 ended with {done.returncode}"
             )
-            raise MountError(
-                f"cannot mount at {directory}: {reason}", "see whether `mountkit doctor` or dmesg says more"
-            )
+            raise MountError(f"cannot mount at {directory}: {reason}", "`dmesg` may say more")
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
     fd = array.array("i", ancillary[0][2])[0]
     os.set_inheritable(fd, False)

@@ -39,6 +39,8 @@ class ServerCounters:
     lookups: int = 0
     opens: int = 0
     passthrough_opens: int = 0
+    fetched_opens: int = 0
+    """Opens of files whose first bytes had to come from the bucket."""
     reads: int = 0
     read_bytes: int = 0
     hits: int = 0

@@ -1,0 +1,136 @@
+"""The other commands on real mounts: warm, refresh of a part, run with a real container, unmount of a busy mount."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import Bucket, CommandLine, content, kill, our_processes, wait_until
+
+
+def test_warm_brings_a_tree_into_the_cache_and_nothing_else(bucket: Bucket, mountkit: CommandLine) -> None:
+    objects = {f"train/c{n % 3}/{n}": content(n, 40_000) for n in range(60)} | {"train/big": content(1, 20_000_000)}
+    for key, data in (objects | {"other/x": b"no"}).items():
+        bucket.put(key, data)
+    root = mountkit.mount(bucket.source)
+    result = mountkit.run("warm", str(root / "train"))
+    assert result.code == 0, result.err
+    assert "61 files" in result.err
+    bucket.proxy.requests.clear()
+    for key, data in objects.items():
+        assert (root / key).read_bytes() == data
+    assert bucket.proxy.count("GET") == 0
+    assert (root / "other/x").read_bytes() == b"no"
+    assert bucket.proxy.count("GET") == 1
+
+
+def test_ctrl_c_stops_a_warm_and_keeps_what_has_arrived(bucket: Bucket, mountkit: CommandLine) -> None:
+    for n in range(300):
+        bucket.put(f"d/{n}", content(n, 200_000))
+    root = mountkit.mount(bucket.source)
+    command = [sys.executable, "-m", "mountkit.cli", "warm", str(root)]
+    warm = subprocess.Popen(command, env=mountkit.environment, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: bucket.proxy.count("GET") >= 20)
+    warm.send_signal(signal.SIGINT)
+    _, err = warm.communicate(timeout=10)
+    assert warm.returncode == 130
+    assert "Traceback" not in err
+    time.sleep(1.0)  # what was under way may still come
+    fetched = bucket.proxy.count("GET")
+    time.sleep(0.5)
+    assert bucket.proxy.count("GET") == fetched, "the mover went on after Ctrl-C"
+    assert fetched < 300
+    assert mountkit.status(root)["state"] == "ok"
+
+
+def test_a_file_that_cannot_be_fetched_is_named_and_the_rest_is_warm(bucket: Bucket, mountkit: CommandLine) -> None:
+    for n in range(5):
+        bucket.put(f"d/{n}", content(n, 1000))
+    root = mountkit.mount(bucket.source)
+    os.listdir(root / "d")
+    bucket.delete("d/3")
+    result = mountkit.run("warm", str(root))
+    assert result.code != 0
+    assert "d/3" in result.err
+    assert "Traceback" not in result.err
+    for n in (0, 1, 2, 4):
+        assert (root / f"d/{n}").read_bytes() == content(n, 1000)
+
+
+def test_refresh_of_a_part_leaves_the_rest(bucket: Bucket, mountkit: CommandLine) -> None:
+    for key in ("a/x", "b/x"):
+        bucket.put(key, b"old")
+    root = mountkit.mount(bucket.source, "--ttl", "1h")
+    assert [(root / d / "x").read_bytes() for d in "ab"] == [b"old"] * 2
+    for key in ("a/x", "b/x"):
+        bucket.put(key, b"newer")
+    result = mountkit.run("refresh", str(root / "a"))
+    assert result.code == 0, result.err
+    assert (root / "a/x").read_bytes() == b"newer"
+    assert (root / "b/x").read_bytes() == b"old"
+
+
+def test_a_container_reads_the_bucket_and_its_exit_code_comes_through(
+    bucket: Bucket, mountkit: CommandLine, tiny_image: str, tmp_path: Path
+) -> None:
+    bucket.put("train/a.txt", b"hello from the bucket\n")
+    script = "cat /in/a.txt; cp /in/a.txt /out/b.txt; touch /in/no 2>/dev/null && exit 1; exit 42"
+    out = tmp_path / "out"
+    source = bucket.source.replace("?", "/train?")
+    words = ("--cache", str(mountkit.cache), "--input", f"{source}:/in", "--output", f"{out}:/out")
+    result = mountkit.run("run", *words, tiny_image, "sh", "-c", script, timeout=90)
+    assert result.code == 42, result.err
+    assert result.out == "hello from the bucket\n"
+    assert (out / "b.txt").read_text() == "hello from the bucket\n"
+    wait_until(lambda: not our_processes())
+
+
+@pytest.mark.timeout(200)
+def test_a_container_does_not_notice_that_servers_and_mover_are_killed(
+    bucket: Bucket, mountkit: CommandLine, tiny_image: str
+) -> None:
+    for n in range(400):
+        bucket.put(f"{n:03d}", content(n, 60_000))
+    root = mountkit.mount(bucket.source, "--allow-other")
+    script = "i=0; while [ $i -lt 6 ]; do cat /in/* | sha256sum || exit 9; i=$((i+1)); done"
+    command = [sys.executable, "-m", "mountkit.cli", "run", "--input", f"{root}:/in", tiny_image, "sh", "-c", script]
+    container = subprocess.Popen(
+        command, env=mountkit.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(3):
+        before = mountkit.status(root)
+        kill(before["server_pids"][1])
+        kill(before["mover_pid"])
+        wait_until(lambda gone=before["mover_pid"]: mountkit.status(root)["mover_pid"] != gone)  # type: ignore[misc]
+    out, err = container.communicate(timeout=120)
+    assert container.returncode == 0, err
+    assert len(set(out.splitlines())) == 1
+    assert len(out.splitlines()) == 6
+
+
+def test_unmount_names_the_container_that_holds_the_mount(
+    bucket: Bucket, mountkit: CommandLine, tiny_image: str
+) -> None:
+    bucket.put("x", b"x")
+    root = mountkit.mount(bucket.source, "--allow-other")
+    command = [sys.executable, "-m", "mountkit.cli", "run", "--input", f"{root}:/in", "--name", f"held-{os.getpid()}"]
+    holder = subprocess.Popen(
+        [*command, tiny_image, "sh", "-c", "echo ready; sleep 60"],
+        env=mountkit.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n"
+    result = mountkit.run("unmount", str(root))
+    assert result.code == 4
+    assert "container" in result.err
+    holder.send_signal(signal.SIGTERM)
+    holder.communicate(timeout=30)
+    mountkit.unmount(root)
