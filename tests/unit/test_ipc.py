@@ -33,6 +33,10 @@ def test_messages_keep_their_borders_payloads_and_descriptors() -> None:
         assert got[1].payload == big
         os.write(got[2].fds[0], b"x")
         assert os.read(read_fd, 1) == b"x"
+        for fd in (read_fd, write_fd, got[2].fds[0]):
+            os.close(fd)
+        a.close()
+        b.close()
 
     trio.run(main)
 
@@ -44,6 +48,8 @@ def test_garbage_closes_the_connection_instead_of_waiting_for_gigabytes() -> Non
         a.send(b"GET / HTTP/1.1\r\n\r\n")
         with trio.fail_after(2), pytest.raises(ChannelClosed):
             await channel.receive()
+        a.close()
+        channel.close()
 
     trio.run(main)
 
