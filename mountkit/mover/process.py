@@ -112,6 +112,7 @@ async def _serve(channel: Channel, start: Message) -> None:
             nursery.start_soon(ipc.serve, listener, lambda peer: _answer(peer, service, peers))
             await channel.send({"pid": os.getpid()})
             channel.close()
+            nursery.start_soon(_end_when_lost, service)
             await _until_nobody_needs_us(peers, service)
             nursery.cancel_scope.cancel()
     finally:
@@ -144,6 +145,11 @@ async def _answer(channel: Channel, service: Service, peers: _Peers) -> None:
     finally:
         if counted:
             peers.go()
+
+
+async def _end_when_lost(service: Service) -> None:
+    await service.lost.wait()
+    raise MountError("catalog or cache were deleted or damaged; the next mover begins them anew")
 
 
 async def _until_nobody_needs_us(peers: _Peers, service: Service) -> None:

@@ -14,7 +14,7 @@ from mountkit.cache.faults import CacheBroken
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
-from mountkit.catalog.values import Kind, ObjectRow
+from mountkit.catalog.values import CatalogLost, Kind, ObjectRow
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
@@ -57,6 +57,8 @@ class Service:
         self._last_error = ""
         self._errors = 0
         self.goodbye = trio.Event()
+        self.lost = trio.Event()
+        """Set when catalog or cache were deleted or damaged under us: the next mover begins them anew."""
         self._operations: dict[str, Callable[[dict[str, Any], Progress], Awaitable[Message | dict[str, Any]]]] = {
             "lookup": self._lookup,
             "list": self._list,
@@ -76,7 +78,11 @@ class Service:
         operation = self._operations.get(str(request.body.get("op")))
         if operation is None:
             raise UsageError(f"the mover does not know `{request.body.get('op')}`")
-        return await operation(request.body, progress)
+        try:
+            return await operation(request.body, progress)
+        except CatalogLost:
+            self.lost.set()
+            raise
 
     # ---- the tree ------------------------------------------------------------------------------------------
     async def _lookup(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import trio
 
+from mountkit.cache.checked import Missing
 from mountkit.catalog.values import SEALED_BIT
 from mountkit.serve import messages, session
 from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem
@@ -25,7 +25,8 @@ from mountkit.serve.wire import RawHandler, Wire
 log = logging.getLogger(__name__)
 _SIGKILL_BIT = 1 << 8
 _LISTINGS = 1024
-T = TypeVar("T")
+_PLAIN = messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH
+"""A handle read through us: its pages stay (an inode is one version), and it has nothing to flush."""
 
 
 class Responder:
@@ -41,17 +42,18 @@ class Responder:
         self._listing_started: dict[int, float] = {}
 
     def handlers(self) -> dict[int, RawHandler]:
-        return {
+        answered = {
             messages.LOOKUP: self._lookup,
             messages.GETATTR: self._getattr,
             messages.OPEN: self._open,
             messages.READ: self._read,
             messages.READDIRPLUS: self._readdirplus,
             messages.RELEASE: self._release,
-            messages.FORGET: self._no_answer,
-            messages.BATCH_FORGET: self._no_answer,
-            messages.INTERRUPT: self._no_answer,
         }
+        unanswered = (messages.FORGET, messages.BATCH_FORGET, messages.INTERRUPT)
+        return {opcode: self._guarded(operation) for opcode, operation in answered.items()} | dict.fromkeys(
+            unanswered, self._no_answer
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as self._tasks:
@@ -75,16 +77,14 @@ class Responder:
         async def wait() -> None:
             answer(await self._files.lookup(parent, name))
 
-        found = self._try(unique, lambda: self._files.lookup_now(parent, name))
+        found = self._files.lookup_now(parent, name)
         if found is not None:
             answer(found)
-        elif found is None and not self._failed:
+        else:
             self._start(unique, pid, wait)
 
     def _getattr(self, unique: int, inode: int, _pid: int, _length: int) -> None:
-        found = self._try(unique, lambda: self._files.attributes_now(inode))
-        if found is not None:
-            self._wire.send(messages.attributes(unique, *found))
+        self._wire.send(messages.attributes(unique, *self._files.attributes_now(inode)))
 
     def _open(self, unique: int, inode: int, pid: int, _length: int) -> None:
         self._count.opens += 1
@@ -94,12 +94,11 @@ class Responder:
 
         async def wait() -> None:
             await self._files.prepare_open(inode)
-            self._wire.send(messages.opened(unique, inode, messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH))
+            self._wire.send(messages.opened(unique, inode, _PLAIN))
 
-        ready = self._try(unique, lambda: self._files.can_open_now(inode))
-        if ready:
-            self._wire.send(messages.opened(unique, inode, messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH))
-        elif not self._failed:
+        if self._files.can_open_now(inode):
+            self._wire.send(messages.opened(unique, inode, _PLAIN))
+        else:
             self._count.fetched_opens += 1
             self._start(unique, pid, wait)
 
@@ -130,7 +129,7 @@ class Responder:
             if not now():
                 raise FileSystemError(errno.ESTALE)
 
-        if not self._try(unique, now) and not self._failed:
+        if not now():
             self._start(unique, pid, wait)
 
     def _release(self, unique: int, inode: int, _pid: int, _length: int) -> None:
@@ -152,12 +151,12 @@ class Responder:
         async def wait() -> None:
             answer(await self._files.read(inode, offset, size))
 
-        data = self._try(unique, lambda: self._files.read_now(inode, offset, size))
+        data = self._files.read_now(inode, offset, size)
         if isinstance(data, bytes):
             self._count.hits += 1
             answer(data)
-        elif not self._failed:
-            self._count.misses += 1
+        else:
+            self._count.misses += isinstance(data, Missing)
             self._start(unique, pid, wait)
 
     def _readdirplus(self, unique: int, inode: int, pid: int, _length: int) -> None:
@@ -182,30 +181,31 @@ class Responder:
         async def wait() -> None:
             answer(await self._files.entries(inode, cookie, fresh_after=fresh_after))
 
-        entries = self._try(unique, lambda: self._files.entries_now(inode, cookie, fresh_after=fresh_after))
+        entries = self._files.entries_now(inode, cookie, fresh_after=fresh_after)
         if entries is not None:
             answer(entries)
-        elif not self._failed:
+        else:
             self._start(unique, pid, wait)
 
     # ---- inside --------------------------------------------------------------------------------------------
-    _failed = False
+    def _guarded(self, operation: RawHandler) -> RawHandler:
+        """The operation with its failures turned into answers: the one catch-all of those that do not wait."""
 
-    def _try(self, unique: int, now: Callable[[], T]) -> T | None:
-        """The result of an operation that does not wait; on failure it is answered and `_failed` is set."""
-        self._count.requests += 1
-        self._failed = False
-        try:
-            return now()
-        except FileSystemError as exc:
-            self._fail(unique, exc.errno)
-        except Exception:
-            log.exception("a request failed in a way nobody foresaw")
-            self._fail(unique, errno.EIO)
-        return None
+        def handler(unique: int, inode: int, pid: int, length: int) -> None:
+            self._count.requests += 1
+            try:
+                operation(unique, inode, pid, length)
+            except Exception as exc:
+                self._fail(unique, exc)
 
-    def _fail(self, unique: int, number: int) -> None:
-        self._failed = True
+        return handler
+
+    def _fail(self, unique: int, exc: Exception) -> None:
+        number = errno.EIO
+        if isinstance(exc, FileSystemError):
+            number = exc.errno
+        else:
+            log.error("a request failed in a way nobody foresaw", exc_info=exc)
         if number not in (errno.ENOENT, errno.ESTALE):
             self._count.errors += 1
         self._wire.send(messages.failed(unique, number))
@@ -222,11 +222,8 @@ class Responder:
             self._somebody_waits.set()
             try:
                 await wait()
-            except FileSystemError as exc:
-                self._fail(unique, exc.errno)
-            except Exception:
-                log.exception("a request failed in a way nobody foresaw")
-                self._fail(unique, errno.EIO)
+            except Exception as exc:
+                self._fail(unique, exc)
             finally:
                 self._waiting.pop(unique, None)
         if scope.cancelled_caught:
