@@ -107,28 +107,33 @@ class _Fetch:
         if body.info.version_id and body.info.version_id != row.version_id:
             version = body.info.version_id
             self._fetcher.from_thread(lambda: self._fetcher.on_version(row.id, version))
+        chunks: Iterable[memoryview] = body.chunks()
+        if row.size <= BLOCK_BYTES:  # a small object is one record, however many pieces it comes in
+            pieces = list(chunks)
+            chunks = pieces if len(pieces) == 1 else [memoryview(b"".join(pieces))]
+        self._land_parts(chunks)
+
+    def _land_parts(self, chunks: Iterable[memoryview]) -> None:
+        """Lands whole parts straight from the chunks; only a part that two chunks share is copied together."""
         part, held = self.parts.start, bytearray()
-        for chunk in body.chunks():
-            if not held and len(chunk) >= self._wanted_bytes(part):
-                part, chunk = self._land_whole_blocks(part, chunk)  # noqa: PLW2901 - what is left of it
-            held += chunk
-            if len(held) >= self._wanted_bytes(part) > 0:
-                part, rest = self._land_whole_blocks(part, memoryview(bytes(held)))
-                held = bytearray(rest)
+        end = min(self.parts.stop * PART_BYTES, self.wanted.row.size)
+        for chunk in chunks:
+            rest = chunk
+            if held:
+                take = min(PART_BYTES, end - part * PART_BYTES) - len(held)
+                held += rest[:take]
+                rest = rest[take:]
+                if part * PART_BYTES + len(held) in ((part + 1) * PART_BYTES, end):
+                    self._land(part, memoryview(held))
+                    part, held = part + 1, bytearray()
+            whole = len(rest) if part * PART_BYTES + len(rest) == end else len(rest) // PART_BYTES * PART_BYTES
+            if whole and not held:
+                self._land(part, rest[:whole])
+                part += -(-whole // PART_BYTES)
+                rest = rest[whole:]
+            held += rest
         if part != self.parts.stop or held:
-            raise BadAnswer(f"the answer for {row.key!r} had another length than asked for")
-
-    def _wanted_bytes(self, part: int) -> int:
-        """Bytes from `part` to the end of its block, of the fetch, or of the object."""
-        stop = min((part // 8 + 1) * 8, self.parts.stop)
-        return min(stop * PART_BYTES, self.wanted.row.size) - part * PART_BYTES
-
-    def _land_whole_blocks(self, part: int, data: memoryview) -> tuple[int, memoryview]:
-        while 0 < (length := self._wanted_bytes(part)) <= len(data):
-            self._land(part, data[:length])
-            part += -(-length // PART_BYTES)
-            data = data[length:]
-        return part, data
+            raise BadAnswer(f"the answer for {self.wanted.row.key!r} had another length than asked for")
 
     def _land(self, first: int, data: memoryview) -> None:
         fetcher, wanted = self._fetcher, self.wanted

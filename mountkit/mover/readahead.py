@@ -1,8 +1,8 @@
 """Reading ahead within a file: plain rules over what was read, no clock, no I/O.
 
-A run of reads that go forward opens a window that grows with what was consumed, from 4 to 128 MiB ahead, cut into GETs
-of 1 to 8 MiB so that several connections share the work. A read elsewhere ends the run: random readers get only what
-they ask for.
+A run of reads that go forward opens a window that grows with what was consumed: four times that, from 8 to 128 MiB
+ahead, cut into GETs of 1 to 8 MiB so that several connections share the work. A read elsewhere ends the run: random
+readers get only what they ask for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
 _SLACK = 4 * BLOCK_BYTES
 """Reads of one run arrive out of order by up to the kernel's own read-ahead, spread over servers."""
 _START = 2 * BLOCK_BYTES
-_MIN_WINDOW, _MAX_WINDOW = 4 * BLOCK_BYTES, 128 * BLOCK_BYTES
+_MIN_WINDOW, _MAX_WINDOW = 8 * BLOCK_BYTES, 128 * BLOCK_BYTES
+_GROWTH, _GETS_AT_ONCE = 4, 8
 _MAX_GET = 8 * BLOCK_BYTES
 _FILES = 512
 
@@ -55,8 +56,8 @@ class Readahead:
         self._runs.pop(object_id, None)
 
     def _plan(self, run: _Run, size: int) -> list[range]:
-        window = max(_MIN_WINDOW, min(_MAX_WINDOW, 2 * run.consumed))
-        get = max(BLOCK_BYTES, min(_MAX_GET, window // 16 // BLOCK_BYTES * BLOCK_BYTES))
+        window = max(_MIN_WINDOW, min(_MAX_WINDOW, _GROWTH * run.consumed))
+        get = max(BLOCK_BYTES, min(_MAX_GET, window // _GETS_AT_ONCE // BLOCK_BYTES * BLOCK_BYTES))
         run.planned = max(run.planned, run.end // BLOCK_BYTES * BLOCK_BYTES)
         plans = []
         while run.planned < size and run.planned + get <= run.end + window:
