@@ -7,10 +7,12 @@ may be dead; its keeper by the device number, which names the control socket.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import stat
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -22,11 +24,17 @@ from mountkit.mountinfo import MountPoint
 
 _READY_S = 60.0
 _GONE_S = 10.0
+_STAT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class MountInfo:
-    """One mount of ours. `state` is ok, degraded, starting, stopping, or dead where no keeper answers."""
+    """One mount of ours.
+
+    `state` is what its keeper says (ok, degraded, starting, stopping), or, where no keeper answers: dead (its session
+    has ended: the kernel answers ENOTCONN), recovering (servers still serve: they are starting a keeper), unresponsive,
+    or unknown (another user's).
+    """
 
     directory: str
     source: str
@@ -110,6 +118,8 @@ def _already(settings: MountSettings) -> bool:
         _clear_dead(found[-1])
         check_mount_point(directory)
         return False
+    if not info.details:
+        raise MountError(f"{directory} is a mount of {info.source} already, and {info.state}", "try again in a moment")
     if info.source == str(settings.source) and info.details.get("endpoint", "") == settings.source.endpoint:
         return True
     raise MountError(
@@ -169,7 +179,6 @@ def list_all() -> list[MountInfo]:
 
 def _ask(point: MountPoint) -> MountInfo:
     details: dict[str, Any] = {}
-    state = "dead"
     try:
         with ipc.Client(places.keeper_socket(point.device, point.owner_uid), timeout_s=2.0) as keeper:
             details = keeper.call("status", timeout_s=5.0)
@@ -179,8 +188,18 @@ def _ask(point: MountPoint) -> MountInfo:
     except TimeoutError:
         state = "unresponsive"
     except (OSError, ipc.ChannelClosed):
-        pass
+        state = "dead" if _is_disconnected(point.directory) else "recovering"
     return MountInfo(point.directory, point.source, state, point.device, point.owner_uid, details)
+
+
+def _is_disconnected(directory: str) -> bool:
+    """Whether the session has ended, asked (statfs is never cached) by a process that can be given up if it hangs."""
+    ask = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as exc: sys.exit(exc.errno)"
+    command = [sys.executable, "-I", "-S", "-c", ask, directory]
+    try:
+        return subprocess.run(command, timeout=_STAT_S, check=False).returncode == errno.ENOTCONN
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def client(path: str) -> tuple[ipc.Client, MountInfo]:
@@ -208,8 +227,8 @@ def _required(path: str) -> MountInfo:
         raise UsageError(f"{path} is not in a mount of mountkit", "`mountkit status` lists the mounts")
     if info.state == "dead":
         raise MountError(f"the mount {info.directory} is dead", f"clear it away: `mountkit unmount {info.directory}`")
-    if info.state in ("unknown", "unresponsive"):
-        raise MountError(f"the mount {info.directory} is {info.state} (owner: user {info.owner_uid})")
+    if not info.details:
+        raise MountError(f"the mount {info.directory} is {info.state} (owner: user {info.owner_uid})", "try again")
     return info
 
 
