@@ -175,7 +175,8 @@ def main() -> None:
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
     except click.ClickException as exc:
-        hint = f"see `{exc.ctx.command_path} --help`" if isinstance(exc, click.UsageError) and exc.ctx else ""
+        context = exc.ctx if isinstance(exc, click.UsageError) else None  # none for an option without its value
+        hint = f"see `{context.command_path if context else 'mountkit COMMAND'} --help`"
         click.echo(errors.two_lines(UsageError(exc.format_message().rstrip("."), hint)), err=True)
         sys.exit(UsageError.exit_code)
     except BrokenPipeError:

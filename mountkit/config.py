@@ -57,7 +57,7 @@ def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"`{text}` is no whole number") from None
+        raise UsageError(f"`{text}` is no whole number", "write digits, like 1000") from None
 
 
 def _octal(text: str) -> int:
@@ -76,7 +76,7 @@ def _servers(text: str) -> int:
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
-            raise UsageError(f"`{text}` is not one of {', '.join(allowed)}")
+            raise UsageError(f"`{text}` is not one of {', '.join(allowed)}", f"write {' or '.join(allowed)}")
         return text
 
     return parse

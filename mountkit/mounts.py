@@ -24,6 +24,8 @@ from mountkit.mountinfo import MountPoint
 
 _READY_S = 60.0
 _GONE_S = 10.0
+_UNDONE_S = 20.0
+"""A start that is given up ends only when the mover stops waiting for the bucket."""
 _STAT_S = 2.0
 
 
@@ -56,7 +58,10 @@ def check_mount_point(directory: str) -> None:
     except FileNotFoundError:
         raise UsageError(f"the mount point {directory} does not exist", f"make it: `mkdir -p {directory}`") from None
     except OSError as exc:
-        raise MountError(f"the mount point {directory} cannot be used: {os.strerror(exc.errno or 0)}") from exc
+        raise MountError(
+            f"the mount point {directory} cannot be used: {os.strerror(exc.errno or 0)}",
+            "check that you may enter it and that it is no dead mount",
+        ) from exc
     if not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"the mount point {directory} is a file, not a directory", "name a directory")
     if not os.access(directory, os.R_OK | os.X_OK):
@@ -84,7 +89,7 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
             answer = _receive(channel)
         except BaseException:
             channel.close()  # the keeper notices that nobody waits for it, and undoes what it did
-            _wait_for_end(process.pid)
+            _wait_for_end(process.pid, _UNDONE_S)
             raise
     if "error" in answer:
         process.wait()
@@ -158,7 +163,7 @@ def _receive(channel: socket.socket) -> dict[str, Any]:
     try:
         message = ipc.receive_one(channel)
     except TimeoutError:
-        raise MountError(f"the mount was not ready within {_READY_S:g} s") from None
+        raise MountError(f"the mount was not ready within {_READY_S:g} s", "its log may say why") from None
     except ipc.ChannelClosed:
         raise MountError("the mount ended before it was ready", "its log in the cache directory may say why") from None
     return message.body
@@ -218,7 +223,9 @@ def _connect(socket_path: str, info: MountInfo) -> ipc.Client:
     try:
         return ipc.Client(socket_path)
     except OSError as exc:
-        raise MountError(f"the mount {info.directory} does not answer: {os.strerror(exc.errno or 0)}") from exc
+        raise MountError(
+            f"the mount {info.directory} does not answer: {os.strerror(exc.errno or 0)}", "`mountkit status` says more"
+        ) from exc
 
 
 def _required(path: str) -> MountInfo:
@@ -258,6 +265,9 @@ def unmount(directory: str, *, force: bool = False) -> None:
     except (OSError, ipc.ChannelClosed) as exc:
         # A keeper whose mount went away ends at once, perhaps before it could answer.
         if any(left.device == point.device and left.directory == resolved for left in mountinfo.ours()):
+            if force:
+                _clear_dead(point)
+                return
             raise MountError(f"the mount {resolved} does not answer: {exc}", "say --force") from exc
     if info.details:
         _wait_for_end(info.details["keeper_pid"])
@@ -271,16 +281,17 @@ def _busy(directory: str, by: list[str]) -> MountBusy:
 
 
 def _clear_dead(point: MountPoint) -> None:
-    """Takes away what a mount leaves whose processes were all killed."""
+    """Takes away a mount whose keeper cannot do it: what works in it is cut off."""
     from mountkit.serve import session
 
+    session.abort(point.device)
     session.unmount(point.directory, lazy=True)
     if point.owner_uid == os.getuid():
         with contextlib.suppress(OSError):
             os.unlink(places.keeper_socket(point.device))
 
 
-def _wait_for_end(pid: int) -> None:
+def _wait_for_end(pid: int, seconds: float = _GONE_S) -> None:
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -290,7 +301,7 @@ def _wait_for_end(pid: int) -> None:
 
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_GONE_S * 1000):
+        if not poll.poll(seconds * 1000):
             print(f"note: process {pid} of the mount is still ending", file=sys.stderr)  # noqa: T201
     finally:
         os.close(pidfd)

@@ -61,12 +61,10 @@ def parse_source(text: str) -> BucketURL:
     if not stripped:
         raise UsageError("the source is empty", _FORM)
     if "\x00" in stripped or "\n" in stripped:
-        raise UsageError(f"the source {text!r} holds control characters", _FORM)
+        raise UsageError("the source holds control characters", _FORM)
     scheme, separator, rest = stripped.partition("://")
     if not separator:
         scheme, rest = "s3", stripped
-    if scheme.lower() not in ("s3", "s3a", "s3n"):
-        raise UsageError(f"`{text}` has the unknown scheme `{scheme}://`", "mountkit mounts s3:// sources")
     path, _, query = rest.partition("?")
     bucket, _, prefix = path.partition("/")
     if "@" in bucket:
@@ -74,18 +72,21 @@ def parse_source(text: str) -> BucketURL:
             "the source carries credentials in its URL, where other users could see them",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use --profile or --passwd-file",
         )
+    # From here on no message quotes the whole source: a secret may stand anywhere in it.
+    if scheme.lower() not in ("s3", "s3a", "s3n"):
+        raise UsageError(f"the source has the unknown scheme `{scheme}://`", "mountkit mounts s3:// sources")
     if not _BUCKET.fullmatch(bucket):
-        raise UsageError(f"`{bucket}` in `{text}` is no bucket name", _FORM)
+        raise UsageError(f"`{bucket}` is no bucket name", _FORM)
     key = unquote_to_bytes(prefix) if separator else prefix.encode("utf-8", "surrogateescape")
     key = key.rstrip(b"/")
-    return _with_query(BucketURL(bucket, key + b"/" if key else b""), query, text)
+    return _with_query(BucketURL(bucket, key + b"/" if key else b""), query)
 
 
-def _with_query(url: BucketURL, query: str, text: str) -> BucketURL:
+def _with_query(url: BucketURL, query: str) -> BucketURL:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
-        raise UsageError(f"`{query}` in `{text}` is no list of name=value settings", _FORM) from None
+        raise UsageError("what follows the `?` in the source is no list of name=value settings", _FORM) from None
     settings = dict(pairs)
     scheme = settings.pop("scheme", "")
     endpoint = settings.pop("endpoint", "") or settings.pop("endpoint_override", "")
@@ -101,7 +102,7 @@ def _with_query(url: BucketURL, query: str, text: str) -> BucketURL:
     )
     if settings:
         raise UsageError(
-            f"`{text}` has the unknown setting `{min(settings)}`",
+            f"the source has the unknown setting `{min(settings)}`",
             "known settings: region, endpoint, profile, anonymous, requester_pays",
         )
     return result
@@ -110,6 +111,8 @@ def _with_query(url: BucketURL, query: str, text: str) -> BucketURL:
 def parse_endpoint(text: str) -> str:
     """`text` as `scheme://host[:port]`. Raises UsageError."""
     hint = "write it like https://s3.example.com or http://127.0.0.1:9000"
+    if "@" in text:  # first: every other message quotes the endpoint
+        raise UsageError("the endpoint carries credentials in its URL", "set them in the environment or a profile")
     if "://" not in text:
         raise UsageError(f"the endpoint `{text}` has no scheme", hint)
     try:
@@ -117,8 +120,6 @@ def parse_endpoint(text: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise UsageError(f"`{text}` is no endpoint", hint) from None
-    if parts.username or parts.password:
-        raise UsageError("the endpoint carries credentials in its URL", "set them in the environment or a profile")
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"`{text}` is no endpoint", hint)
     if parts.path.strip("/") or parts.query or parts.fragment:

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import trio
@@ -21,7 +21,7 @@ import trio
 from mountkit import errors, names
 from mountkit.catalog.listing import Listing
 from mountkit.catalog.tree import Catalog
-from mountkit.catalog.values import Change, Directory
+from mountkit.catalog.values import Change, Directory, StaleCookie
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
 from mountkit.store.api import ObjectInfo, Page, Store
 
@@ -33,6 +33,15 @@ _PAGE = 1000
 T = TypeVar("T")
 
 
+class _Lookup:
+    """One name being asked for; whoever waits shares the answer, and the error."""
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.answered = False
+        self.error: StoreError | None = None
+
+
 class _Listing:
     """One directory's listing under way."""
 
@@ -40,7 +49,7 @@ class _Listing:
         self.started = time.time()
         self.advanced = trio.Event()
         """Set, and replaced, after each page and at the end."""
-        self.done = False
+        self.done = self.whole = False
         self.error: MountkitError | None = None
         self.changes: list[Change] = []
         self.writer: Listing | None = None
@@ -65,7 +74,7 @@ class Lister:
         self._catalog, self._store, self._ttl_s = catalog, store, ttl_s
         self._limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
         self._listings: dict[int, _Listing] = {}
-        self._lookups: dict[tuple[int, bytes], trio.Event] = {}
+        self._lookups: dict[tuple[int, bytes], _Lookup] = {}
         self._misses: OrderedDict[int, int] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         self.unreachable = ""
@@ -88,19 +97,23 @@ class Lister:
         while not self._knows(parent, name, fresh_after):
             under_way = self._lookups.get((parent, name))
             if under_way is not None:
-                await under_way.wait()
-                if fresh_after > time.time() - 1.0:
+                await under_way.ended.wait()
+                if under_way.error is not None:
+                    return self._fall_back(under_way.error, known=self._knows(parent, name, 0.0))
+                if under_way.answered and fresh_after > time.time() - 1.0:
                     return False  # with --ttl 0 an answer that came while we waited is as fresh as can be
                 continue
-            event = self._lookups[parent, name] = trio.Event()
+            asking = self._lookups[parent, name] = _Lookup()
             try:
                 await self._ask_for_name(parent, name)
+                asking.answered = True
                 return False
             except StoreError as exc:
+                asking.error = exc
                 return self._fall_back(exc, known=self._knows(parent, name, 0.0))
             finally:
                 del self._lookups[parent, name]
-                event.set()
+                asking.ended.set()
         return False
 
     def _knows(self, parent: int, name: bytes, fresh_after: float) -> bool:
@@ -168,7 +181,10 @@ class Lister:
     async def list_beyond(self, directory: int, cookie: int, fresh_after: float) -> bool:
         """Returns once readers can page on after `cookie`; True if only an older listing could be had."""
         while True:
-            page = self._catalog.page(directory, cookie, 1, fresh_after)
+            try:
+                page = self._catalog.page(directory, cookie, 1, fresh_after)
+            except (KeyError, StaleCookie):
+                raise ObjectChanged("that place in a directory is not known any more") from None
             if page.entries or page.done:
                 return False
             listing = self._listing(directory)
@@ -182,21 +198,26 @@ class Lister:
         known = self._directory(directory)
         if known.listed_at is not None and known.listed_at >= fresh_after and directory not in self._listings:
             return []
-        listing = self._listing(directory)
-        while not listing.done:
-            await listing.advanced.wait()
-        if listing.error is not None:
-            raise listing.error
-        return listing.changes
+        changes: list[Change] = []
+        while True:
+            listing = self._listing(directory)
+            while not listing.done:
+                await listing.advanced.wait()
+            if listing.error is not None:
+                raise listing.error
+            changes += listing.changes
+            if listing.whole:  # else it was voided by an `expire`, and another has to be waited for
+                return changes
 
     async def refresh(self, directory: int | None) -> list[Change]:
         """Asks anew for every directory below `directory` that was ever listed: all names that changed."""
         directories, changes = self._catalog.known_below(directory)
         self._catalog.expire(directory)
-        async with trio.open_nursery() as nursery:
-            for listed in directories:
-                await trio.lowlevel.checkpoint()
-                nursery.start_soon(self._refresh_one, listed, changes)
+        with _bare_errors():
+            async with trio.open_nursery() as nursery:
+                for listed in directories:
+                    await trio.lowlevel.checkpoint()
+                    nursery.start_soon(self._refresh_one, listed, changes)
         return changes
 
     async def _refresh_one(self, directory: int, changes: list[Change]) -> None:
@@ -231,6 +252,7 @@ class Lister:
             listing.changes += writer.add(page)
             token = page.next_token
             if not token:
+                listing.whole = writer.alive
                 listing.changes += writer.finish()
                 return
             listing.advance()
@@ -261,12 +283,19 @@ class Lister:
         raise error
 
 
-async def _both(first: Callable[[], object], second: Callable[[], object]) -> None:
+async def _both(first: Callable[[], Awaitable[None]], second: Callable[[], Awaitable[None]]) -> None:
     """Runs two async functions at once; the first error of theirs comes out bare."""
-    try:
+    with _bare_errors():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(first)  # type: ignore[arg-type]
-            nursery.start_soon(second)  # type: ignore[arg-type]
+            nursery.start_soon(first)
+            nursery.start_soon(second)
+
+
+@contextlib.contextmanager
+def _bare_errors() -> Iterator[None]:
+    """A nursery's group of nothing but our errors comes out as the first of them."""
+    try:
+        yield
     except BaseExceptionGroup as group:
         error = errors.named(group)
         if error is None:

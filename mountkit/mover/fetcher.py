@@ -80,6 +80,8 @@ class _Fetch:
         self.wanted, self.parts, self.priority = wanted, parts, priority
         self.held_bytes = min(2 * BLOCK_BYTES, len(parts) * PART_BYTES)
         self.error: MountkitError | None = None
+        self.failed: frozenset[int] = frozenset()
+        """The parts that had not landed when it ended with `error`."""
         self.changed = trio.Event()
         """Set, and replaced by a new one, whenever some of the parts have landed or the fetch has ended."""
         self._fetcher = fetcher
@@ -118,6 +120,8 @@ class _Fetch:
         part, held = self.parts.start, bytearray()
         end = min(self.parts.stop * PART_BYTES, self.wanted.row.size)
         for chunk in chunks:
+            if part * PART_BYTES + len(held) + len(chunk) > end:
+                raise BadAnswer(f"the answer for {self.wanted.row.key!r} was longer than asked for")
             rest = chunk
             if held:
                 take = min(PART_BYTES, end - part * PART_BYTES) - len(held)
@@ -138,17 +142,29 @@ class _Fetch:
     def _land(self, first: int, data: memoryview) -> None:
         fetcher, wanted = self._fetcher, self.wanted
         rows: tuple[BlockRow, ...] = ()
-        kept: memoryview | None = None
+        refused = False
         try:
             if fetcher.cache.admits(wanted.row.size):
                 rows = fetcher.cache.write(wanted.content, wanted.row.size, first, data)
             else:
-                kept = data
+                refused = True
         except (CacheFull, CacheBroken) as exc:
             fetcher.from_thread(functools.partial(fetcher.on_cache_trouble, exc))
-            kept = data
+            refused = True
         count = -(-len(data) // PART_BYTES)
-        fetcher.from_thread(lambda: fetcher.landed(self, range(first, first + count), rows, kept))
+        arrival = _Arrival(self, range(first, first + count), rows, data, refused)
+        fetcher.from_thread(lambda: fetcher.landed(arrival))
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """Parts that have come: `rows` name them in the cache, unless it `refused` them."""
+
+    fetch: _Fetch
+    parts: range
+    rows: tuple[BlockRow, ...]
+    data: memoryview
+    refused: bool
 
 
 class Fetcher:
@@ -172,7 +188,7 @@ class Fetcher:
         self._queue = queue
         self._memory = _MemoryParts()
         self._in_flight: dict[tuple[ContentId, int], _Fetch] = {}
-        self._arrived: list[tuple[_Fetch, range, tuple[BlockRow, ...], memoryview | None]] = []
+        self._arrived: list[_Arrival] = []
         self._finished: list[tuple[_Fetch, MountkitError | None]] = []
         self._something = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -207,7 +223,7 @@ class Fetcher:
         """Starts what of these parts is neither here nor on its way; the fetches that bring them all."""
         fetches: list[_Fetch] = []
         fresh: list[int] = []
-        for missing in self.cache.missing(wanted.content, wanted.row.size, parts.start, parts.stop - 1):
+        for missing in self._missing(wanted, parts):
             for part in missing:
                 key = wanted.content, part
                 fetch = self._in_flight.get(key)
@@ -233,7 +249,7 @@ class Fetcher:
             size = min(PART_BYTES, wanted.row.size - start)
             piece = self._memory.get(wanted.content, part)
             if piece is None:
-                piece = self.cache.read(wanted.content, wanted.row.size, start, size)
+                piece = self._cached(wanted, start, size)
             if piece is None:
                 return None
             pieces.append(piece[max(0, offset - start) : end - start])
@@ -243,11 +259,25 @@ class Fetcher:
     def busy(self) -> bool:
         return bool(self._in_flight)
 
+    def _missing(self, wanted: Wanted, parts: range) -> list[range]:
+        try:
+            return self.cache.missing(wanted.content, wanted.row.size, parts.start, parts.stop - 1)
+        except (CacheFull, CacheBroken) as exc:
+            self.on_cache_trouble(exc)
+            return [parts]
+
+    def _cached(self, wanted: Wanted, offset: int, length: int) -> bytes | None:
+        try:
+            return self.cache.read(wanted.content, wanted.row.size, offset, length)
+        except (CacheFull, CacheBroken) as exc:
+            self.on_cache_trouble(exc)
+            return None
+
     async def _until_landed(self, fetch: _Fetch, content: ContentId, parts: range) -> None:
         mine = [part for part in parts if part in fetch.parts]
         while any(self._in_flight.get((content, part)) is fetch for part in mine):
             await fetch.changed.wait()
-        if fetch.error is not None:
+        if fetch.error is not None and not fetch.failed.isdisjoint(mine):
             raise fetch.error
 
     # ---- arriving ------------------------------------------------------------------------------------------
@@ -259,8 +289,8 @@ class Fetcher:
         except trio.RunFinishedError:
             log.debug("the mover ended before this arrived")
 
-    def landed(self, fetch: _Fetch, parts: range, rows: tuple[BlockRow, ...], kept: memoryview | None) -> None:
-        self._arrived.append((fetch, parts, rows, kept))
+    def landed(self, arrival: _Arrival) -> None:
+        self._arrived.append(arrival)
         self._something.set()
 
     def ended(self, fetch: _Fetch, error: MountkitError | None) -> None:
@@ -270,22 +300,24 @@ class Fetcher:
     def _settle(self) -> None:
         arrived, self._arrived = self._arrived, []
         finished, self._finished = self._finished, []
-        rows = [row for _, _, some, _ in arrived for row in some]
+        rows = [row for arrival in arrived for row in arrival.rows]
+        committed = True
         if rows:
             try:
                 self.cache.commit(rows)
-            except CacheBroken as exc:
+            except (CacheFull, CacheBroken) as exc:
+                committed = False
                 self.on_cache_trouble(exc)
         touched: dict[_Fetch, None] = {}
-        for fetch, parts, _, kept in arrived:
-            if kept is not None:
-                self._memory.put(fetch.wanted.content, parts.start, kept)
-            self.landed_bytes += len(parts) * PART_BYTES
-            self._leave(fetch, parts)
-            touched[fetch] = None
+        for arrival in arrived:
+            if arrival.refused or (arrival.rows and not committed):
+                self._memory.put(arrival.fetch.wanted.content, arrival.parts.start, arrival.data)
+            self.landed_bytes += len(arrival.parts) * PART_BYTES
+            self._leave(arrival.fetch, arrival.parts)
+            touched[arrival.fetch] = None
         for fetch, error in finished:
             fetch.error = error
-            self._leave(fetch, fetch.parts)
+            fetch.failed = frozenset(self._leave(fetch, fetch.parts))
             touched[fetch] = None
             if error is not None:
                 self._on_failure(fetch.wanted.row, error)
@@ -296,8 +328,10 @@ class Fetcher:
             self.idle.set()
             self.idle = trio.Event()
 
-    def _leave(self, fetch: _Fetch, parts: Iterable[int]) -> None:
-        for part in parts:
-            key = fetch.wanted.content, part
-            if self._in_flight.get(key) is fetch:
-                del self._in_flight[key]
+    def _leave(self, fetch: _Fetch, parts: Iterable[int]) -> list[int]:
+        """These parts are no longer on their way by this fetch; those that still were."""
+        content = fetch.wanted.content
+        left = [part for part in parts if self._in_flight.get((content, part)) is fetch]
+        for part in left:
+            del self._in_flight[content, part]
+        return left

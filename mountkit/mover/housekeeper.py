@@ -11,6 +11,7 @@ from mountkit.cache.content import content_id
 from mountkit.cache.faults import CacheBroken, CacheFull
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import CatalogUnavailable
 from mountkit.config import MountSettings
 from mountkit.mover.fetcher import Fetcher
 
@@ -52,29 +53,31 @@ class Housekeeper:
 
     async def _seal_some(self) -> bool:
         """Seals one batch, stopping when somebody fetches; False if there was nothing to do."""
-        waiting = self._cache.unsealed(_BATCH)
-        for content, size in waiting:
-            if self._fetcher.busy:
-                return True
-            try:
+        try:
+            waiting = self._cache.unsealed(_BATCH)
+            for content, size in waiting:
+                if self._fetcher.busy:
+                    return True
                 await trio.to_thread.run_sync(self._cache.seal, content, size)
-            except (CacheFull, CacheBroken) as exc:
-                log.warning("cannot seal cached files: %s", exc)
-                return False
+        except (CacheFull, CacheBroken) as exc:
+            log.warning("cannot seal cached files: %s", exc)
+            return False
         return bool(waiting)
 
     async def _clean(self) -> None:
         while True:
-            superseded = []
-            while some := self._catalog.purge(_SUPERSEDED_S):
-                superseded += some
-                await trio.lowlevel.checkpoint()
-            contents = [content_id(version.key, version.etag, version.size) for version in superseded]
             try:
-                freed = await trio.to_thread.run_sync(self._cache.housekeep, contents)
-            except CacheBroken as exc:
+                await self._clean_once()
+            except (CacheFull, CacheBroken, CatalogUnavailable) as exc:
                 log.warning("cannot clean the cache: %s", exc)
-            else:
-                if freed:
-                    log.info("freed %d bytes of the cache", freed)
             await trio.sleep(_DAY_S)
+
+    async def _clean_once(self) -> None:
+        superseded = []
+        while some := self._catalog.purge(_SUPERSEDED_S):
+            superseded += some
+            await trio.lowlevel.checkpoint()
+        contents = [content_id(version.key, version.etag, version.size) for version in superseded]
+        freed = await trio.to_thread.run_sync(self._cache.housekeep, contents)
+        if freed:
+            log.info("freed %d bytes of the cache", freed)

@@ -47,9 +47,10 @@ class _Peers:
         self.nobody = trio.Event()
 
     def come(self) -> None:
+        if not self.count:
+            self.nobody = trio.Event()
         self.count += 1
         self.somebody.set()
-        self.nobody = trio.Event()
 
     def go(self) -> None:
         self.count -= 1
@@ -156,11 +157,12 @@ async def _until_nobody_needs_us(peers: _Peers, service: Service) -> None:
     with trio.move_on_after(30.0):
         await peers.somebody.wait()
     while True:
-        await peers.nobody.wait()
+        if peers.count:
+            await peers.nobody.wait()
         grace = _GOODBYE_S if service.goodbye.is_set() else _GRACE_S
         with trio.move_on_after(grace):
             await peers.somebody.wait()
-        if peers.nobody.is_set():
+        if not peers.count:
             return
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from mountkit.cache.faults import CacheBroken
+from mountkit.cache.faults import CacheBroken, CacheFull
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
@@ -112,9 +112,12 @@ class Service:
             log.warning("cached bytes of %r are not what was written; fetching them again", wanted.row.key)
             self._errors += 1
             parts = parts_of(offset, length)
-            await trio.to_thread.run_sync(
-                self._cache.recheck, wanted.content, wanted.row.size, parts.start, parts.stop - 1
-            )
+            try:
+                await trio.to_thread.run_sync(
+                    self._cache.recheck, wanted.content, wanted.row.size, parts.start, parts.stop - 1
+                )
+            except (CacheFull, CacheBroken) as exc:
+                self._cache_trouble(exc)
         if wanted.row.size > _FIRST_PARTS * 128 * 1024:
             self._read_ahead(wanted, offset, length)
         await self.fetcher.need(wanted, parts_of(offset, length), Priority.DEMAND)

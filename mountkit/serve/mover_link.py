@@ -52,7 +52,9 @@ class MoverLink:
                 log.info("the mover is gone; connecting again")
             finally:
                 channel.close()
-                self._channel, self._connected = None, trio.Event()
+                self._channel = None
+                if self._connected.is_set():  # else somebody waits for this very event
+                    self._connected = trio.Event()
                 lost, self.lost = self.lost, trio.Event()
                 lost.set()
                 self._wake_all()

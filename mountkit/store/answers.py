@@ -296,14 +296,17 @@ def unreached(asked: Asked, exc: http.HTTPError | OSError) -> StoreError:
     if isinstance(cause, ConnectionRefusedError):
         return StoreUnavailable(f"nobody listens at {where}: connection refused", "check the endpoint and its port")
     if isinstance(exc, http.TimeoutError) or isinstance(cause, TimeoutError):
-        return StoreUnavailable(f"{where} accepted the request and then said nothing in time")
+        return StoreUnavailable(
+            f"{where} accepted the request and then said nothing in time",
+            "check the endpoint: is it an S3 server, and is it overloaded?",
+        )
     line = str(getattr(cause, "line", "")).strip("'\"") if isinstance(cause, BadStatusLine) else ""
     if line.startswith(_TLS_RECORD):
         return StoreError(f"{where} speaks TLS, the request did not", "write the endpoint with https://")
     if line:
         return BadAnswer(f"what answers at {where} does not speak HTTP", "check the endpoint and its port")
     reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else type(cause).__name__
-    return StoreUnavailable(f"the connection to {where} failed: {reason}")
+    return StoreUnavailable(f"the connection to {where} failed: {reason}", "check the endpoint and the network")
 
 
 def _tls_error(where: str, cause: ssl.SSLError) -> StoreError:

@@ -1,0 +1,110 @@
+"""Requests to the mover as a server sends them: bytes also with a broken cache, failures told to the catalog."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from mountkit.cache.faults import cache_broken
+from mountkit.cache.writer import CacheWriter
+from mountkit.catalog.tree import Catalog
+from mountkit.config import MountSettings
+from mountkit.errors import ObjectChanged, UsageError
+from mountkit.ipc import Message
+from mountkit.mover.service import Service
+from mountkit.sources import BucketURL
+from tests.fakes.memory_store import content
+from tests.unit.mover.harness import SteppedStore, in_trio
+
+
+class Bench:
+    def __init__(self, service: Service, store: SteppedStore, catalog: Catalog) -> None:
+        self.service, self.store, self.catalog = service, store, catalog
+
+    async def ask(self, op: str, **arguments: Any) -> Message:
+        answer = await self.service.handle(Message({"op": op, **arguments}), _silent)
+        return answer if isinstance(answer, Message) else Message(answer)
+
+    async def object(self, name: bytes) -> int:
+        fresh = time.time()
+        await self.ask("lookup", parent=self.catalog.root, name=name.decode("latin-1"), fresh=fresh)
+        known = self.catalog.lookup(self.catalog.root, name)
+        assert known is not None and known.inode is not None
+        return known.inode
+
+
+async def _silent(_: dict[str, Any]) -> None:
+    pass
+
+
+@asynccontextmanager
+async def serving(catalog: Catalog, cache: CacheWriter) -> AsyncIterator[Bench]:
+    store = SteppedStore()
+    settings = MountSettings(BucketURL("b"), "/d", "/c", "i")
+    service = Service(settings, catalog, cache, store, None)  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(service.lister.run)
+        await nursery.start(service.fetcher.run)
+        yield Bench(service, store, catalog)
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_a_fetch_leaves_the_bytes_in_the_cache(catalog: Catalog, cache: CacheWriter) -> None:
+    async with serving(catalog, cache) as bench:
+        bench.store.put(b"a", content(1000))
+        ident = await bench.object(b"a")
+        answer = await bench.ask("fetch", object=ident, offset=10, length=20, bad=False, inline=False)
+        assert answer.payload == b""
+        answer = await bench.ask("fetch", object=ident, offset=10, length=20, bad=False, inline=True)
+        assert answer.payload == content(1000)[10:30]
+
+
+@in_trio
+async def test_a_report_of_bad_bytes_to_a_broken_cache_is_still_answered(
+    catalog: Catalog, cache: CacheWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[failures-3]"""
+
+    def broken(*_: object) -> None:
+        raise cache_broken("its disk")
+
+    async with serving(catalog, cache) as bench:
+        bench.store.put(b"a", content(1000))
+        ident = await bench.object(b"a")
+        for method in ("recheck", "missing", "read", "write", "commit"):
+            monkeypatch.setattr(cache, method, broken)
+        answer = await bench.ask("fetch", object=ident, offset=10, length=20, bad=True, inline=True)
+        assert answer.payload == content(1000)[10:30]
+        assert (await bench.ask("stats")).body["degraded"]
+
+
+@in_trio
+async def test_a_changed_object_is_superseded_in_the_catalog(catalog: Catalog, cache: CacheWriter) -> None:
+    """[bytes-2]"""
+    async with serving(catalog, cache) as bench:
+        bench.store.put(b"a", content(1000))
+        ident = await bench.object(b"a")
+        bench.store.put(b"a", content(1001))
+        with pytest.raises(ObjectChanged):
+            await bench.ask("open", object=ident)
+        row = catalog.object(ident)
+        assert row is not None and row.superseded_at is not None
+        assert catalog.lookup(catalog.root, b"a") is None
+        assert await bench.object(b"a") != ident
+
+
+@in_trio
+async def test_an_unknown_object_is_object_changed_and_an_unknown_word_an_error(
+    catalog: Catalog, cache: CacheWriter
+) -> None:
+    async with serving(catalog, cache) as bench:
+        with pytest.raises(ObjectChanged):
+            await bench.ask("fetch", object=12345, offset=0, length=1)
+        with pytest.raises(UsageError):
+            await bench.ask("dance")

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+
+@pytest.fixture
+def directory_fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """Time that jumps to the next deadline whenever all tasks wait."""
+    return MockClock(autojump_threshold=0)
