@@ -151,9 +151,7 @@ class InputFileSystem:
             raise FileSystemError(errno.ESTALE) from None
         if not page.entries:
             return [] if page.done else None
-        timeout = self._show.ttl_s
-        if page.as_of:
-            timeout = max(0.0, min(timeout, page.as_of + timeout - now))
+        timeout = max(0.0, min(self._show.ttl_s, page.as_of + self._show.ttl_s - now))
         files = {e.inode: self._remember(e.object) for e in page.entries if e.object is not None}
         sealed = {f.content for f in files.values() if self._is_sealed(f)}
         result = []

@@ -38,7 +38,7 @@ def test_every_way_to_write_a_source_is_understood(text: str, expected: BucketUR
         ("gopher://x/y", "gopher"),
         ("s3://bad bucket/x", "bad bucket"),
         ("s3://data?regin=eu", "regin"),
-        ("s3://data?region", "region"),
+        ("s3://data?region", "name=value"),
         ("s3://data?anonymous=maybe", "maybe"),
         ("s3://data?endpoint=http://", "endpoint"),
         ("s3://data?endpoint=http://h:9000/path", "path"),

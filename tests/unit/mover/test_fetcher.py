@@ -157,29 +157,22 @@ async def test_an_error_reaches_all_who_wait_and_the_next_ask_tries_again(cache:
 
 @in_trio
 async def test_who_has_his_parts_does_not_hear_that_the_rest_failed(cache: CacheWriter) -> None:
-    async with running(cache) as bench:
+    async with running(cache, threads=1) as bench:
         it = bench.put(b"a", 4 * MIB)
-        store = bench.store
-        store.bodies.close()
-        bench.fetcher.start(it, range(8), READAHEAD)
-        await until(lambda: len(store.gets) == 1)
-        store.truncate_next(MIB)  # for the second GET: its first block comes, then it breaks off
-        bench.fetcher.start(it, range(8, 24), READAHEAD)
-        await until(lambda: len(store.gets) == 2)
-        done = list[str]()
-
-        async def ask() -> None:
-            await bench.fetcher.need(it, range(4, 12), DEMAND)
-            done.append("read")
-
+        bench.store.bodies.close()
+        bench.store.truncate_next(MIB)  # of the first GET one block comes, then it breaks off
+        bench.fetcher.start(it, range(8, 24), DEMAND)
+        await until(lambda: len(bench.store.gets) == 1)
+        bench.fetcher.start(it, range(8), DEMAND)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
+            nursery.start_soon(bench.fetcher.need, it, range(4, 12), DEMAND)
             await settled()
-            store.bodies.allow(2)
-            await until(lambda: bool(bench.failures) or not cache.missing(it.content, it.row.size, 0, 7))
-            store.bodies.open()
-        assert done == ["read"]
-        await until(lambda: bool(bench.failures))
+            bench.store.bodies.open()
+        assert [key for key, _ in bench.failures] == [b"a"]
+        assert [offset for _, offset, _ in bench.store.gets] == [MIB, 0]
+        with pytest.raises(StoreUnavailable):
+            bench.store.fail_next(StoreUnavailable("down"))
+            await bench.fetcher.need(it, range(4, 24), DEMAND)
 
 
 @in_trio

@@ -107,11 +107,11 @@ class FakeMover(MoverLink):
             self.cache.commit(self.cache.write(content, row.size, run.start, piece))
         return data
 
-    def _open(self, object: int) -> Message:
+    def _open(self, object: int) -> Message:  # noqa: A002 - a word of the protocol
         self._bring(self._row(object), 0, 7)
         return Message({})
 
-    def _fetch(self, object: int, offset: int, length: int, bad: bool, inline: bool) -> Message:
+    def _fetch(self, object: int, offset: int, length: int, bad: bool, inline: bool) -> Message:  # noqa: A002 - a word of the protocol
         row = self._row(object)
         first, last = offset // PART_BYTES, (offset + length - 1) // PART_BYTES
         if bad:
@@ -119,7 +119,7 @@ class FakeMover(MoverLink):
         data = self._bring(row, first, last)
         return Message({}, data[offset : offset + length] if inline and self.hands_over else b"")
 
-    def _verify(self, object: int) -> Message:
+    def _verify(self, object: int) -> Message:  # noqa: A002 - a word of the protocol
         row = self._row(object)
         return Message({"good": self.cache.verify(content_id(row.key, row.etag, row.size))})
 
