@@ -131,6 +131,8 @@ class Channel:
 
     async def send(self, body: dict[str, Any], payload: bytes | memoryview = b"", fds: Sequence[int] = ()) -> None:
         """Sends one frame whole. Cancelling it half-way closes the channel. Raises ChannelClosed."""
+        import trio
+
         pieces = encode({**body, "fds": len(fds)} if fds else body, payload)
         total = sum(len(piece) for piece in pieces)
         async with self._lock:
@@ -138,7 +140,7 @@ class Channel:
                 sent = await self._socket.sendmsg(pieces, _rights(fds))
                 if sent < total:
                     await self._send_rest(b"".join(pieces)[sent:])
-            except OSError as exc:
+            except (OSError, trio.ClosedResourceError) as exc:
                 raise ChannelClosed(str(exc)) from exc
 
     async def _send_rest(self, rest: bytes) -> None:
@@ -152,6 +154,8 @@ class Channel:
 
     async def receive(self) -> Message:
         """The next message. Raises ChannelClosed at the end."""
+        import trio
+
         if self._pushed_back:
             return self._pushed_back.pop()
         while True:
@@ -160,7 +164,7 @@ class Channel:
                 return message
             try:
                 data, ancillary, _, _ = await self._socket.recvmsg(_CHUNK, socket.CMSG_SPACE(4 * _MAX_FDS))
-            except OSError as exc:
+            except (OSError, trio.ClosedResourceError) as exc:
                 raise ChannelClosed(str(exc)) from exc
             if not data:
                 raise ChannelClosed("the peer closed the connection")

@@ -14,7 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from mountkit import errors, ipc, mountinfo, places
@@ -77,8 +77,8 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
 
     Raises MountkitError; then nothing is left behind.
     """
-    there = _already(settings)
-    if there:
+    settings = _resolved(settings)
+    if _already(settings):
         return False
     from mountkit.serve import processes
 
@@ -99,6 +99,7 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
 
 def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None = None) -> NoReturn:
     """Becomes the keeper of the mount, which ends with it. Raises MountkitError."""
+    settings = _resolved(settings)
     if _already(settings):
         raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
     from mountkit.serve import processes
@@ -108,6 +109,11 @@ def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[st
     os.set_inheritable(theirs.fileno(), True)
     command = processes.command("mountkit.serve.keeper", str(theirs.fileno()))
     os.execve(command[0], command, processes.environment())  # our end closes with us; the message waits in theirs
+
+
+def _resolved(settings: MountSettings) -> MountSettings:
+    """With the mount point as mountinfo will name it: no symlink in it, also not as its last part."""
+    return replace(settings, directory=os.path.realpath(settings.directory))
 
 
 def _already(settings: MountSettings) -> bool:

@@ -131,12 +131,14 @@ async def _answer(channel: Channel, service: Service, peers: _Peers) -> None:
         operation = request.body.get("op")
         if operation == "hello" and not counted:
             counted = True
+            service.goodbye = trio.Event()
             peers.come()
             return {}
         if operation == "goodbye":
             if counted:
                 counted = False
-                service.goodbye.set()
+                if peers.count == 1:  # the last one leaves in order: no need to wait for another
+                    service.goodbye.set()
                 peers.go()
             return {"last": not peers.count}
         return await service.handle(request, progress)

@@ -70,11 +70,11 @@ class FetchQueue:
     def put(self, job: Job) -> None:
         with self._condition:
             heapq.heappush(self._heap, (job.priority, next(self._order), job))
-            if self._idle:
-                self._condition.notify()
-            elif self._threads < self._max_threads:
+            # An idle thread counts until it wakes, so a burst must not be left to the one it saw idle each time.
+            if self._idle < len(self._heap) and self._threads < self._max_threads:
                 self._threads += 1
                 threading.Thread(target=self._work, name=f"fetch-{self._threads}", daemon=True).start()
+            self._condition.notify()
 
     def promote(self, job: Job, priority: Priority) -> None:
         """Makes a job more urgent; if it runs already, nothing happens."""

@@ -88,6 +88,7 @@ class Keeper:
         mounted = Session(fuse_fd, bytes.fromhex(body["init"]), self.settings.directory, body["device"])
         async with trio.open_nursery() as nursery:
             await nursery.start(self._mover.run)
+            await self._mover.take_secrets()
             try:
                 await self._serve(nursery, mounted, heir, adopted=start.body)
             finally:
@@ -122,7 +123,8 @@ class Keeper:
             stack.push_async_callback(self._take_down)
             control.start_soon(ipc.serve, listener, self._answer)
             if adopted is not None and report is not None:
-                await _report(report, {"listening": True})
+                with contextlib.suppress(MountError):  # the heir may be gone or have lost patience; the others join
+                    await _report(report, {"listening": True})
             await self._start_servers(nursery, socket_path, adopted)
             if adopted is None:
                 session.set_read_ahead(mounted.device)
@@ -150,12 +152,13 @@ class Keeper:
 
     async def _prove(self) -> None:
         """Another process must get an answer from the mount: this one would wait for itself."""
-        command = ["stat", "--", self._mounted.directory]
+        major, minor = (int(word) for word in self._mounted.device.split(":"))
+        command = ["stat", "-c", "%d", "--", self._mounted.directory]
         with trio.move_on_after(_PROOF_S):
             done = await trio.run_process(
                 command, check=False, capture_stdout=True, capture_stderr=True, env=processes.environment()
             )
-            if done.returncode == 0:
+            if done.returncode == 0 and done.stdout.strip() == b"%d" % os.makedev(major, minor):
                 return
             raise MountError(f"the mount at {self._mounted.directory} does not answer: {done.stderr.decode().strip()}")
         raise MountError(f"the mount at {self._mounted.directory} did not answer within {_PROOF_S:g} s")
@@ -375,7 +378,7 @@ async def _adopt(start: Message, channel: Channel) -> int:
     except (MountkitError, BaseExceptionGroup) as exc:
         if errors.named(exc) is None:
             raise
-        log.info("not needed: %s", exc)
+        log.warning("this keeper does not take over: %s", errors.named(exc))
     finally:
         channel.close()
     return 0

@@ -119,6 +119,13 @@ class MoverHost:
         self.pid = int(body["pid"])
         return body, [str(reason) for reason in body.get("degraded", [])]
 
+    async def take_secrets(self) -> None:
+        """Gets the credentials' memfd from the running mover, to hand it to the next one."""
+        with contextlib.suppress(MountkitError):
+            answer = await self.link.call("secrets", budget_s=_STATUS_S)
+            if answer.fds:
+                self._secrets_fd = answer.fds[0]
+
     async def goodbye(self) -> None:
         """Tells the mover that this mount is over; if it was the last one, waits for the mover's end."""
         self._leaving = True

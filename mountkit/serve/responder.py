@@ -252,12 +252,16 @@ def _is_dying(pid: int) -> bool:
     if pid == 0:
         return False
     try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # another user's: it is there
+    try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
             for line in lines:
                 if line.startswith(("SigPnd:", "ShdPnd:")) and int(line.split()[1], 16) & _SIGKILL_BIT:
                     return True
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # also where hidepid keeps other users' processes from us
         return False
     return False

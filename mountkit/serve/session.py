@@ -86,9 +86,15 @@ def mount(directory: str, *, source: str, allow_other: bool) -> Session:
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
     fd = array.array("i", ancillary[0][2])[0]
     os.set_inheritable(fd, False)
-    init = os.read(fd, 1 << 16)
-    os.set_blocking(fd, False)
-    return Session(fd, init, directory, device_of(directory))
+    try:
+        init = os.read(fd, 1 << 16)
+        os.set_blocking(fd, False)
+        return Session(fd, init, directory, device_of(directory))
+    except (OSError, MountError):
+        os.close(fd)
+        with contextlib.suppress(MountError):
+            unmount(directory, lazy=True)
+        raise
 
 
 def device_of(directory: str) -> str:

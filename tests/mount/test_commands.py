@@ -163,3 +163,27 @@ def test_a_mount_whose_processes_were_all_killed_is_named_dead_and_mounted_anew(
     assert mountkit.run("mount", bucket.source, str(root), "--cache", str(mountkit.cache)).code == 0
     assert (root / "x").read_bytes() == b"back again"
     assert bucket.proxy.count("GET") == 0, "the cache is used again"
+
+
+def test_a_mount_point_behind_a_link_is_mounted_where_it_leads(bucket: Bucket, mountkit: CommandLine) -> None:
+    bucket.put("x", b"x")
+    (mountkit.base / "real").mkdir()
+    (mountkit.base / "link").symlink_to(mountkit.base / "real")
+    result = mountkit.run("mount", bucket.source, str(mountkit.base / "link"), "--cache", str(mountkit.cache))
+    assert result.code == 0, result.err
+    mountkit.mounted.append(mountkit.base / "real")
+    assert (mountkit.base / "link/x").read_bytes() == b"x"
+
+
+def test_the_mover_gets_its_credentials_also_after_the_keeper_was_replaced(
+    bucket: Bucket, mountkit: CommandLine
+) -> None:
+    for n in range(2):
+        bucket.put(f"{n}", b"%d" % n)
+    root = mountkit.mount(bucket.source)
+    for who in ("keeper_pid", "mover_pid"):
+        gone = mountkit.status(root)[who]
+        kill(gone)
+        wait_until(lambda: '"state": "ok"' in mountkit.run("status", str(root), "--json").out, seconds=20)
+        wait_until(lambda gone=gone, who=who: mountkit.status(root)[who] != gone, seconds=20)  # type: ignore[misc]
+    assert (root / "1").read_bytes() == b"1"

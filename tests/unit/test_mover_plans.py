@@ -105,3 +105,22 @@ def test_slow_down_halves_and_success_recovers() -> None:
     assert all(job.done.wait(5) for job in jobs)
     assert queue.statistics().limit > 20
     queue.close()
+
+
+def test_a_burst_gets_as_many_threads_as_jobs_although_one_is_idle() -> None:
+    queue, log = FetchQueue(max_threads=8), list[_Job]()
+    first = _Job(Priority.DEMAND, log)
+    queue.put(first)
+    assert first.done.wait(5)
+    together = threading.Barrier(5)
+
+    class Meets(_Job):
+        def run(self) -> None:
+            together.wait(5)
+            super().run()
+
+    jobs = [Meets(Priority.DEMAND, log) for _ in range(5)]
+    for job in jobs:
+        queue.put(job)
+    assert all(job.done.wait(5) for job in jobs)
+    queue.close()
