@@ -90,10 +90,15 @@ def _rights(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
 
 
-def peer_is_trusted(sock: Any) -> bool:
+def _peer(sock: Any) -> tuple[int, int]:
+    """Pid and uid of the process at the other end, as the kernel knows them."""
+    pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+def _is_trusted(sock: Any) -> bool:
     """Whether the process at the other end belongs to this user or to root."""
-    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return uid in (0, os.getuid())
+    return _peer(sock)[1] in (0, os.getuid())
 
 
 class Channel:
@@ -124,7 +129,7 @@ class Channel:
         except BaseException:
             sock.close()
             raise
-        if not peer_is_trusted(sock):
+        if not _is_trusted(sock):
             sock.close()
             raise ChannelClosed(f"{path} belongs to somebody else")
         return cls(sock)
@@ -169,6 +174,11 @@ class Channel:
             if not data:
                 raise ChannelClosed("the peer closed the connection")
             self._assembler.feed(data, ancillary)
+
+    @property
+    def peer_pid(self) -> int:
+        """The process that connected, as the kernel knows it."""
+        return _peer(self._socket)[0]
 
     def push_back(self, message: Message) -> None:
         """Has `receive` return this message next."""
@@ -220,21 +230,34 @@ async def answer_requests(channel: Channel, handler: Handler) -> None:
             channel.close()
 
 
+async def answers(path: str) -> bool:
+    """Whether somebody we trust accepts connections at `path`."""
+    try:
+        (await Channel.connect(path)).close()
+    except (OSError, ChannelClosed):
+        return False
+    return True
+
+
 @contextlib.asynccontextmanager
 async def listening(path: str) -> AsyncIterator[trio.socket.SocketType]:
     """A listening socket at `path`, 0600, taking the place of a dead one; removed at the end if it is still ours."""
     import trio
 
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     temporary = f"{path}.{os.getpid()}"
-    mask = os.umask(0o177)
+    mask = os.umask(0o177)  # of the whole process: nothing may be awaited until it is put back
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        await sock.bind(temporary)
+        bound.bind(temporary)
+    except BaseException:
+        bound.close()
+        raise
     finally:
         os.umask(mask)
-    sock.listen(64)
+    bound.listen(64)
+    sock = trio.socket.from_stdlib_socket(bound)
     inode = os.stat(temporary).st_ino
     os.rename(temporary, path)  # atomic: a client finds the old socket or the new one, never none
     try:
@@ -253,7 +276,7 @@ async def serve(sock: trio.socket.SocketType, serve_channel: Callable[[Channel],
     async with trio.open_nursery() as nursery:
         while True:
             accepted, _ = await sock.accept()
-            if peer_is_trusted(accepted):
+            if _is_trusted(accepted):
                 nursery.start_soon(serve_channel, Channel(accepted))
             else:
                 accepted.close()
@@ -269,9 +292,8 @@ class Client:
         self._assembler = _Assembler()
         try:
             self._socket.connect(path)
-            _pid, uid, _gid = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            if uid not in (0, os.getuid()) and os.getuid() != 0:
-                raise PermissionError(f"{path} belongs to user {uid}")
+            if os.getuid() != 0 and not _is_trusted(self._socket):
+                raise PermissionError(f"{path} belongs to user {_peer(self._socket)[1]}")
         except BaseException:
             self._socket.close()
             raise

@@ -25,7 +25,7 @@ from mountkit.mountinfo import MountPoint
 _READY_S = 60.0
 _GONE_S = 10.0
 _UNDONE_S = 20.0
-"""A start that is given up ends only when the mover stops waiting for the bucket."""
+"""A start that is given up ends at once; more is the time of a machine that is very busy."""
 _STAT_S = 2.0
 
 
@@ -77,13 +77,22 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
 
     Raises MountkitError; then nothing is left behind.
     """
-    settings = _resolved(settings)
-    if _already(settings):
-        return False
-    from mountkit.serve import processes
+    from mountkit import processes
+    from mountkit.serve import locks
 
-    process, fd = processes.spawn("mountkit.serve.keeper")
-    with socket.socket(fileno=fd) as channel:
+    settings = _resolved(settings)
+    places.ensure_runtime_directory()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(places.mount_lock(settings.directory), wait_s=_READY_S))
+        except locks.LockHeld:
+            raise MountError(
+                f"another mount at {settings.directory} is under way and does not end", "try again"
+            ) from None
+        if _already(settings):
+            return False
+        process, fd = processes.spawn("mountkit.serve.keeper")
+        channel = stack.enter_context(socket.socket(fileno=fd))
         _send_start(channel, settings, passwd_credentials)
         try:
             answer = _receive(channel)
@@ -102,7 +111,7 @@ def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[st
     settings = _resolved(settings)
     if _already(settings):
         raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
-    from mountkit.serve import processes
+    from mountkit import processes
 
     ours, theirs = socket.socketpair()
     _send_start(ours, settings, passwd_credentials, foreground=True)
@@ -222,7 +231,7 @@ def client(path: str) -> tuple[ipc.Client, MountInfo]:
 def mover_client(path: str) -> tuple[ipc.Client, MountInfo]:
     """A connection to the mover of that mount."""
     info = _required(path)
-    return _connect(places.mover_socket(info.details["state_directory"]), info), info
+    return _connect(places.mover_socket(info.details["state_directory"], info.owner_uid), info), info
 
 
 def _connect(socket_path: str, info: MountInfo) -> ipc.Client:

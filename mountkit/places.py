@@ -40,10 +40,16 @@ def keeper_socket(device: str, uid: int | None = None) -> str:
     return os.path.join(runtime_directory(uid), f"keeper-{device.replace(':', '-')}.sock")
 
 
-def mover_socket(state_path: str) -> str:
+def mount_lock(directory: str) -> str:
+    """The lock of whoever is about to mount at this directory."""
+    digest = hashlib.blake2b(os.fsencode(directory), digest_size=10).hexdigest()
+    return os.path.join(runtime_directory(), f"mounting-{digest}.lock")
+
+
+def mover_socket(state_path: str, uid: int | None = None) -> str:
     """The socket of the one mover that owns the state directory at `state_path`."""
     digest = hashlib.blake2b(os.fsencode(state_path), digest_size=10).hexdigest()
-    return os.path.join(runtime_directory(), f"mover-{digest}.sock")
+    return os.path.join(runtime_directory(uid), f"mover-{digest}.sock")
 
 
 def state_path(cache_directory: str, name: str) -> str:

@@ -1,13 +1,12 @@
 """The mover process: takes the state directory's lock, checks the bucket, then serves requests until nobody needs it.
 
 It is the only process with credentials: they come in a sealed memfd, and the process is not dumpable, so neither
-/proc nor ptrace shows them to another process of the same user. It ends when its last keeper and server are gone.
+/proc nor ptrace shows them to another process of the same user. It ends when its last keeper is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import logging
@@ -19,7 +18,7 @@ from typing import Any
 
 import trio
 
-from mountkit import errors, ipc, logs
+from mountkit import errors, ipc, logs, processes
 from mountkit.cache.policy import Limits
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.tree import Catalog
@@ -30,7 +29,6 @@ from mountkit.mover.housekeeper import Housekeeper
 from mountkit.mover.service import Service
 
 log = logging.getLogger(__name__)
-_PR_SET_DUMPABLE = 4
 _LOCK_S = 5.0
 _GRACE_S = 3.0
 """How long the mover waits for a new keeper before it ends: the last one's servers may just be starting it."""
@@ -90,12 +88,13 @@ async def _serve(channel: Channel, start: Message) -> None:
         return
     from mountkit.store.opening import connect  # heavy: after the lock, so that a second mover ends quickly
 
-    store = await trio.to_thread.run_sync(
+    store, region = await trio.to_thread.run_sync(
         lambda: connect(
             settings.source,
             check=start.body["check"],
             budget_s=settings.data_budget_s,
             metadata_budget_s=settings.metadata_budget_s,
+            region=start.body["region"],
         )
     )
     limits = Limits(settings.cache_size_bytes, settings.cache_free_share)
@@ -103,7 +102,7 @@ async def _serve(channel: Channel, start: Message) -> None:
     catalog = Catalog.open(state_fd, settings.source.prefix)
     for warning in (*cache.warnings, *catalog.warnings):
         log.warning("%s", warning)
-    service = Service(settings, catalog, cache, store, secrets_fd)
+    service = Service(settings, catalog, cache, store, region)
     peers = _Peers()
     try:
         async with ipc.listening(socket_path) as listener, trio.open_nursery() as nursery:
@@ -111,7 +110,7 @@ async def _serve(channel: Channel, start: Message) -> None:
             await nursery.start(service.fetcher.run)
             nursery.start_soon(Housekeeper(settings, catalog, cache, service.fetcher).run)
             nursery.start_soon(ipc.serve, listener, lambda peer: _answer(peer, service, peers))
-            await channel.send({"pid": os.getpid()})
+            await channel.send({"pid": os.getpid(), "region": region})
             channel.close()
             nursery.start_soon(_end_when_lost, service)
             await _until_nobody_needs_us(peers, service)
@@ -176,7 +175,7 @@ async def _take_lock(state_fd: int, socket_path: str) -> bool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if await _answers(socket_path):
+            if await ipc.answers(socket_path):
                 return False
             if time.monotonic() > deadline:
                 raise MountError(
@@ -188,17 +187,8 @@ async def _take_lock(state_fd: int, socket_path: str) -> bool:
             return True
 
 
-async def _answers(socket_path: str) -> bool:
-    try:
-        (await Channel.connect(socket_path)).close()
-    except (OSError, ChannelClosed):
-        return False
-    return True
-
-
 def _take_environment(secrets_fd: int | None) -> None:
     """Puts the caller's store environment in the place of ours."""
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if secrets_fd is None:
         return
     with open(f"/proc/self/fd/{secrets_fd}", encoding="utf-8", errors="surrogateescape") as file:
@@ -208,6 +198,7 @@ def _take_environment(secrets_fd: int | None) -> None:
 def main() -> None:
     """Entry of the process: `python -I -m mountkit.mover.process CHANNEL_FD`."""
     os.chdir("/")
+    processes.hide()
     logs.basic()
     sys.exit(trio.run(_main, int(sys.argv[1])))
 

@@ -37,10 +37,10 @@ class Service:
         catalog: Catalog,
         cache: CacheWriter,
         store: RetryingStore,
-        secrets_fd: int | None,
+        region: str,
     ) -> None:
         self._settings, self._catalog, self._cache, self._store = settings, catalog, cache, store
-        self._secrets_fd = secrets_fd
+        self._region = region
         self._queue = FetchQueue()
         self.lister = Lister(catalog, store, ttl_s=settings.ttl_s)
         self.fetcher = Fetcher(
@@ -70,7 +70,6 @@ class Service:
             "warm": self._warm,
             "check": self._check,
             "stats": self._stats,
-            "secrets": self._secrets,
         }
 
     async def handle(self, request: Message, progress: Progress) -> Message | dict[str, Any]:
@@ -181,7 +180,7 @@ class Service:
     async def _check(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         """Whether the bucket answers now, for a keeper that found this mover running."""
         await trio.to_thread.run_sync(lambda: self._store.list_page(self._settings.source.prefix, limit=1))
-        return {"pid": os.getpid()}
+        return {"pid": os.getpid(), "region": self._region}
 
     async def _stats(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         usage = await trio.to_thread.run_sync(self._cache.usage)
@@ -194,10 +193,6 @@ class Service:
             "requests": asdict(self._store.statistics()),
             "mover": {"queue": asdict(queue), "errors": self._errors, "last_error": self._last_error},
         }
-
-    async def _secrets(self, _body: dict[str, Any], _progress: Progress) -> Message:
-        """The sealed memory with the credentials, for a keeper that follows a dead one."""
-        return Message({}, fds=[os.dup(self._secrets_fd)] if self._secrets_fd is not None else [])
 
     def _fetch_failed(self, row: ObjectRow, error: MountkitError) -> None:
         self._errors += 1

@@ -8,7 +8,7 @@ fails on the way is undone. A keeper that follows a dead one (`adopt`) takes the
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import json
 import logging
 import os
@@ -20,11 +20,11 @@ from typing import Any
 
 import trio
 
-from mountkit import __version__, errors, ipc, logs, mountinfo, places
+from mountkit import __version__, errors, ipc, logs, mountinfo, places, processes
 from mountkit.config import MountSettings
 from mountkit.errors import HostError, MountBusy, MountError, MountkitError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
-from mountkit.serve import messages, processes, session
+from mountkit.serve import locks, messages, session
 from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
 from mountkit.serve.session import Session
@@ -44,6 +44,8 @@ class Keeper:
         self._secrets_fd = secrets_fd
         self._since = time.time()
         self._state = "starting"
+        self._undo = False
+        """Whether the mount was made by us and nobody has been told of it: then it goes if we fail."""
         self._stop = trio.Event()
         self._ended = trio.Event()
 
@@ -62,45 +64,74 @@ class Keeper:
             async with trio.open_nursery() as nursery:
                 self._servers.prestart()  # they import while the mover asks the bucket
                 try:
-                    await nursery.start(self._mover.run)
-                    mounted = await trio.to_thread.run_sync(self._mount)
+                    mounted = await self._mount_unless_given_up(nursery, report)
                 except BaseException:
                     self._servers.kill()
                     with trio.CancelScope(shield=True):
                         await self._mover.goodbye()
                     raise
                 stack.callback(os.close, mounted.fd)
-                stack.callback(_take_away, mounted)
+                self._undo = True
                 try:
                     await self._serve(nursery, mounted, report)
                 finally:
+                    if self._undo:
+                        _take_away(mounted)
                     nursery.cancel_scope.cancel()
 
     async def adopt(self, start: Message, heir: Channel) -> None:
         """Takes over the session of a dead keeper, whose servers go on meanwhile.
 
-        `heir` leads to the server that started us: it waits for our control socket, to join.
+        `heir` leads to the server that started us: it waits for our control socket, to join. Neither the mover nor the
+        bucket is waited for: both may be away while the servers answer from the cache.
         """
-        fuse_fd, shared_fd, state_fd = start.fds
+        fuse_fd, shared_fd, state_fd, *_secrets = start.fds
         body = start.body["adopt"]
         logs.to_state_directory(state_fd)
-        self._prepare(state_fd, shared_fd)
+        self._prepare(state_fd, shared_fd, body["region"])
         mounted = Session(fuse_fd, bytes.fromhex(body["init"]), self.settings.directory, body["device"])
+        if not session.is_connected(fuse_fd):
+            raise MountError("the session has ended")
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._mover.run)
-            await self._mover.take_secrets()
+            await nursery.start(functools.partial(self._mover.run, check=False))
             try:
                 await self._serve(nursery, mounted, heir, adopted=start.body)
             finally:
                 nursery.cancel_scope.cancel()
 
     # ---- start ---------------------------------------------------------------------------------------------
-    def _prepare(self, state_fd: int, shared_fd: int) -> None:
+    def _prepare(self, state_fd: int, shared_fd: int, region: str = "") -> None:
         path = places.state_path(self.settings.cache_directory, self.settings.state_name)
         self._state_path = path
-        self._mover = MoverHost(self.settings, places.mover_socket(path), state_fd, self._secrets_fd)
+        self._mover = MoverHost(self.settings, places.mover_socket(path), state_fd, self._secrets_fd, region)
         self._shared = SharedMemory(shared_fd)
-        self._servers = ServerPool(self.settings.servers, [shared_fd, state_fd])
+        inherited = [shared_fd, state_fd] + ([] if self._secrets_fd is None else [self._secrets_fd])
+        self._servers = ServerPool(self.settings.servers, inherited)
+
+    async def _mount_unless_given_up(self, nursery: trio.Nursery, report: Channel | None) -> Session:
+        """The session, once the bucket has answered. Raises MountError as soon as nobody waits for it any more."""
+        mounted: Session | None = None
+        given_up = False
+
+        async def watch(report: Channel) -> None:
+            nonlocal given_up
+            with contextlib.suppress(ChannelClosed):
+                await report.receive()
+            given_up = True
+            watching.cancel_scope.cancel()
+
+        async with trio.open_nursery() as watching:
+            if report is not None:
+                watching.start_soon(watch, report)
+            await nursery.start(functools.partial(self._mover.run, check=True))
+            mounted = await trio.to_thread.run_sync(self._mount)
+            watching.cancel_scope.cancel()
+        if mounted is not None and not given_up:
+            return mounted
+        if mounted is not None:
+            _take_away(mounted)
+            os.close(mounted.fd)
+        raise _nobody_waits()
 
     def _mount(self) -> Session:
         s = self.settings
@@ -115,8 +146,14 @@ class Keeper:
         socket_path = places.keeper_socket(mounted.device)
         async with contextlib.AsyncExitStack() as stack:
             # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's.
-            lock = await _session_lock(socket_path + ".lock", wait=adopted is None)
-            stack.callback(_unlock, lock, socket_path + ".lock")
+            try:
+                # The kernel gives the device number of a mount that has just ended to the next one: its keeper gets
+                # the time to end. A keeper that adopts does not wait: whoever has the lock has adopted already.
+                await stack.enter_async_context(
+                    locks.held_async(socket_path + ".lock", wait_s=0.0 if adopted else _LOCK_S)
+                )
+            except locks.LockHeld:
+                raise HostError("another keeper has this session already") from None
             listener = await stack.enter_async_context(ipc.listening(socket_path))
             control = await stack.enter_async_context(trio.open_nursery())
             stack.callback(control.cancel_scope.cancel)
@@ -129,10 +166,10 @@ class Keeper:
             if adopted is None:
                 session.set_read_ahead(mounted.device)
                 await self._prove()
-            self._state = "ok"
+                if report is not None:
+                    await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
+            self._state, self._undo = "ok", False
             log.info("%s is mounted at %s", self.settings.source, mounted.directory)
-            if adopted is None and report is not None:
-                await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
             await self._until_the_end()
 
     async def _start_servers(self, nursery: trio.Nursery, socket_path: str, adopted: dict[str, Any] | None) -> None:
@@ -145,6 +182,7 @@ class Keeper:
             "device": self._mounted.device,
             "passthrough": passthrough,
             "mover_socket": self._mover.socket_path,
+            "region": self._mover.region,
             "keeper_socket": socket_path,
         }
         await nursery.start(self._servers.run, start, self._mounted.fd, self._shared, s.resend, adopted)
@@ -182,12 +220,16 @@ class Keeper:
                 try:
                     await trio.to_thread.run_sync(session.unmount, self._mounted.directory)
                 except MountBusy:
-                    log.warning("%s is in use; taking it away from sight", self._mounted.directory)
+                    log.warning("%s is in use; who uses it is cut off in %g s", self._mounted.directory, _STOP_S)
                 except MountError as exc:
                     log.warning("%s", exc)
                 self._stop.set()
 
     async def _take_down(self) -> None:
+        """Ends the mount, on an order; who still uses it has a few seconds. A keeper that fails leaves it alone."""
+        if not (self._undo or self._stop.is_set()):
+            log.error("this keeper ends without an order; the mount stays, its servers will start another keeper")
+            return
         self._state = "stopping"
         with trio.CancelScope(shield=True):
             if not self._ended.is_set():
@@ -205,7 +247,7 @@ class Keeper:
         if first is None:
             channel.close()
         elif first.body.get("op") == "join":
-            await self._servers.join(int(first.body["slot"]), int(first.body["pid"]), channel)
+            await self._servers.join(first.body, channel)
         else:
             channel.push_back(first)
             await ipc.answer_requests(channel, self._handle)
@@ -252,6 +294,7 @@ class Keeper:
     async def status(self) -> dict[str, Any]:
         """Everything about this mount, as `mountkit status --json` shows it."""
         mover, reasons = await self._mover.statistics()
+        reasons += self._servers.troubles()
         counters = self._shared.total()
         state = "degraded" if self._state == "ok" and reasons else self._state
         reads = {name: getattr(counters, name) for name in counters.__slots__}
@@ -302,43 +345,23 @@ async def _report(report: Channel, body: dict[str, Any]) -> None:
     try:
         await report.send(body)
     except ChannelClosed as exc:
-        raise MountError("the command that asked for the mount is gone") from exc
+        raise _nobody_waits() from exc
+
+
+def _nobody_waits() -> MountError:
+    return MountError("the command that asked for the mount is gone")
 
 
 def _take_away(mounted: Session) -> None:
-    """Takes the mount from sight if it is still there; who uses it goes on until he lets go."""
-    if any(m.directory == mounted.directory and m.device == mounted.device for m in mountinfo.ours()):
+    """Takes the mount from sight if it is still there; who uses it goes on until he lets go.
+
+    A session that lives keeps its device number, so what is found by that number is ours and no successor's.
+    """
+    if session.is_connected(mounted.fd) and any(
+        m.directory == mounted.directory and m.device == mounted.device for m in mountinfo.ours()
+    ):
         with contextlib.suppress(MountkitError):
             session.unmount(mounted.directory, lazy=True)
-
-
-async def _session_lock(path: str, *, wait: bool) -> int:
-    """The lock a session's keeper holds for its life, as a descriptor. Raises HostError if another keeper holds it.
-
-    The kernel gives the device number of a mount that has just ended to the next one: with `wait`, that one's keeper
-    gets the time to end.
-    """
-    deadline = trio.current_time() + (_LOCK_S if wait else 0.0)
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_ino == os.stat(path).st_ino:
-                return fd
-        except FileNotFoundError:
-            pass  # its holder ended between our open and our lock, and took the file with it
-        except BlockingIOError:
-            if trio.current_time() >= deadline:
-                os.close(fd)
-                raise HostError("another keeper has this session already") from None
-        os.close(fd)
-        await trio.sleep(0.02)
-
-
-def _unlock(fd: int, path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-    os.close(fd)
 
 
 async def _main(fds: Sequence[int]) -> int:
@@ -372,7 +395,7 @@ async def _main(fds: Sequence[int]) -> int:
 
 async def _adopt(start: Message, channel: Channel) -> int:
     settings = MountSettings.from_json(start.body["adopt"]["settings"])
-    keeper = Keeper(settings, secrets_fd=None)
+    keeper = Keeper(settings, secrets_fd=start.fds[3] if len(start.fds) > 3 else None)
     try:
         await keeper.adopt(start, channel)
     except (MountkitError, BaseExceptionGroup) as exc:
@@ -387,6 +410,7 @@ async def _adopt(start: Message, channel: Channel) -> int:
 def main() -> None:
     """Entry of the process: `python -I -m mountkit.serve.keeper CHANNEL_FD`."""
     os.chdir("/")
+    processes.hide()
     logs.basic()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal must not end a mount
     sys.exit(trio.run(_main, [int(word) for word in sys.argv[1:]]))

@@ -11,11 +11,10 @@ from typing import Any
 
 import trio
 
-from mountkit import errors
+from mountkit import errors, ipc, processes
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, StoreUnavailable
 from mountkit.ipc import Channel, ChannelClosed
-from mountkit.serve import processes
 from mountkit.serve.mover_link import MoverLink
 
 log = logging.getLogger(__name__)
@@ -29,44 +28,86 @@ _LINKED_S = 1.0
 class MoverHost:
     """Keeps a mover running. `link` is the keeper's connection to it."""
 
-    def __init__(self, settings: MountSettings, socket_path: str, state_fd: int, secrets_fd: int | None) -> None:
+    def __init__(
+        self, settings: MountSettings, socket_path: str, state_fd: int, secrets_fd: int | None, region: str = ""
+    ) -> None:
+        """`region`: the bucket's, where it was found before; then a mover starts also while the bucket is away."""
         self.socket_path = socket_path
         self.link = MoverLink(socket_path, hello={"op": "hello", "role": "keeper", "pid": os.getpid()})
         self.pid = 0
+        self.region = region
         self.restarts = 0
         self._settings, self._state_fd, self._secrets_fd = settings, state_fd, secrets_fd
         self._last_error = ""
         self._leaving = False
 
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Reports started once a mover answers for the bucket. Raises MountkitError if it cannot."""
-        lost = self.link.lost
-        running = await self._running()
-        if not running:
-            await self._start(check=True)
+    async def run(self, *, check: bool, task_status: trio.TaskStatus[None]) -> None:
+        """Keeps a mover there. With `check`, reports started once one has proved that the bucket answers.
+
+        Raises MountkitError if it cannot, with `check`; without, goes on trying, and `statistics` says what is wrong.
+        """
         async with trio.open_nursery() as nursery:
             await nursery.start(self.link.run)
-            answer = await self.link.call("check" if running else "stats", budget_s=_START_S)
-            self.pid = int(answer.body["pid"])
+            if check:
+                await self._begin_checked()
             task_status.started()
+            lost = self.link.lost if check else None
             while True:
-                await lost.wait()
-                lost = self.link.lost
-                if self._leaving:
-                    continue
-                log.warning("the mover is gone; starting another")
-                self.restarts += 1
-                await self._restart()
+                if lost is not None:
+                    await lost.wait()
+                    if self._leaving:
+                        await trio.sleep_forever()
+                    log.warning("the mover is gone; starting another")
+                    self.restarts += 1
+                lost = await self._supply()
 
-    async def _running(self) -> bool:
-        try:
-            (await Channel.connect(self.socket_path)).close()
-        except (OSError, ChannelClosed):
-            return False
-        return True
+    async def _begin_checked(self) -> None:
+        """Returns once a mover is linked, ours or another mount's, and was answered by the bucket just now."""
+        with trio.move_on_after(_START_S):
+            while True:
+                ours = False
+                if not await ipc.answers(self.socket_path):
+                    ours = await self._start(check=True)
+                with trio.move_on_after(_LINKED_S):
+                    await self.link.linked()
+                    if ours or await self._asked_to_check():
+                        return
+        raise StoreUnavailable(
+            f"{self._settings.source} did not answer within {_START_S:g} s",
+            "check the endpoint, the network and any proxy",
+        )
 
-    async def _restart(self) -> None:
-        """Returns once the link has a mover again.
+    def _no_answer(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self._settings.source} did not answer within {_START_S:g} s",
+            "check the endpoint, the network and any proxy",
+        )
+
+    async def _asked_to_check(self) -> bool:
+        """Whether the running mover has asked the bucket; False if it ended meanwhile: it may have been about to."""
+        failure: list[MountkitError] = []
+        answered = False
+
+        async def give_up_when_lost() -> None:
+            await lost.wait()
+            scope.cancel()
+
+        lost = self.link.lost
+        async with trio.open_nursery() as nursery:
+            scope = nursery.cancel_scope
+            nursery.start_soon(give_up_when_lost)
+            try:
+                self._note((await self.link.call("check", budget_s=_START_S)).body)
+                answered = True
+            except MountkitError as exc:
+                failure.append(exc)
+            scope.cancel()
+        if failure:
+            raise failure[0]
+        return answered
+
+    async def _supply(self) -> trio.Event:
+        """Sees to it that the link has a mover; returns the event of its loss.
 
         That something accepts connections is no proof: a mover that is being killed loses its connections before its
         listening socket.
@@ -74,41 +115,53 @@ class MoverHost:
         delay = 0.0
         while True:
             try:
-                if not await self._running():
+                if not await ipc.answers(self.socket_path):
                     await self._start(check=False)
                 with trio.move_on_after(_LINKED_S):
                     await self.link.linked()
                     self._last_error = ""
-                    return
+                    return self.link.lost
             except MountkitError as exc:
                 self._last_error = f"the mover does not start: {exc}"
                 log.error("%s", self._last_error)
             delay = min(2.0, delay + 0.2)
             await trio.sleep(delay)
 
-    async def _start(self, *, check: bool) -> None:
+    async def _start(self, *, check: bool) -> bool:
+        """Starts a mover; False if another one had the state directory already. Raises what keeps it from starting."""
         process, fd = processes.spawn(MOVER_MODULE)
         channel = Channel.from_fd(fd)
-        trio.lowlevel.spawn_system_task(_reap, process.pid)
+        processes.reap_later(process.pid)
         fds = [self._state_fd] if self._secrets_fd is None else [self._state_fd, self._secrets_fd]
         try:
-            body = {"settings": self._settings.to_json(), "socket": self.socket_path, "check": check}
-            with trio.move_on_after(_START_S):
+            body = {
+                "settings": self._settings.to_json(),
+                "socket": self.socket_path,
+                "check": check,
+                "region": self.region,
+            }
+            with trio.fail_after(_START_S):
                 await channel.send(body, fds=fds)
                 answer = (await channel.receive()).body
-                if "error" in answer:
-                    raise errors.from_json(answer["error"])
-                self.pid = int(answer["pid"])
-                return
-            process.kill()
-            raise StoreUnavailable(
-                f"{self._settings.source} did not answer within {_START_S:g} s",
-                "check the endpoint, the network and any proxy",
-            )
         except ChannelClosed:
             raise MountkitError("the mover ended at its start", "its log may say why") from None
+        except trio.TooSlowError:
+            process.kill()
+            raise self._no_answer() from None
+        except BaseException:
+            process.kill()  # nobody waits for it any more, and it may be waiting for a black hole
+            raise
         finally:
             channel.close()
+        if "error" in answer:
+            raise errors.from_json(answer["error"])
+        if answer.get("taken"):
+            return False
+        self._note(answer)
+        return True
+
+    def _note(self, answer: dict[str, Any]) -> None:
+        self.pid, self.region = int(answer["pid"]), str(answer["region"])
 
     async def statistics(self) -> tuple[dict[str, Any], list[str]]:
         """What the mover says of itself, and reasons why the mount is degraded."""
@@ -119,13 +172,6 @@ class MoverHost:
         self.pid = int(body["pid"])
         return body, [str(reason) for reason in body.get("degraded", [])]
 
-    async def take_secrets(self) -> None:
-        """Gets the credentials' memfd from the running mover, to hand it to the next one."""
-        with contextlib.suppress(MountkitError):
-            answer = await self.link.call("secrets", budget_s=_STATUS_S)
-            if answer.fds:
-                self._secrets_fd = answer.fds[0]
-
     async def goodbye(self) -> None:
         """Tells the mover that this mount is over; if it was the last one, waits for the mover's end."""
         self._leaving = True
@@ -135,10 +181,3 @@ class MoverHost:
             answer = await self.link.call("goodbye", budget_s=_GOODBYE_S)
             if answer.body["last"]:
                 await processes.Watched(self.pid).wait()
-
-
-async def _reap(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        watched = processes.Watched(pid)
-        await watched.wait()
-        watched.close()

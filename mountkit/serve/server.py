@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from mountkit import logs
+from mountkit import logs, processes
 from mountkit.cache.reader import CacheReader
 from mountkit.catalog.view import CatalogView
 from mountkit.config import MountSettings
@@ -24,11 +24,13 @@ from mountkit.serve import fuse, succession
 from mountkit.serve.input_fs import InputFileSystem, Presentation
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.responder import Responder
+from mountkit.serve.server_pool import MISMATCH
 from mountkit.serve.shared import SharedMemory
 from mountkit.serve.wire import InitMismatch, Wire
 
 log = logging.getLogger(__name__)
-SESSION_ENDED, MISMATCH = 0, 3
+SESSION_ENDED = 0
+_DROP_DELETED_S = 30.0
 
 
 async def _main(channel_fd: int) -> int:
@@ -37,7 +39,7 @@ async def _main(channel_fd: int) -> int:
         start = await channel.receive()
     except ChannelClosed:
         return SESSION_ENDED
-    fuse_fd, shared_fd, state_fd = start.fds
+    fuse_fd, shared_fd, state_fd, *_secrets = start.fds  # the credentials are only kept for the next keeper
     body = start.body
     settings = MountSettings.from_json(body["settings"])
     logs.to_state_directory(state_fd)
@@ -80,10 +82,12 @@ async def _main(channel_fd: int) -> int:
         settings.metadata_budget_s,
     )
     mover = MoverLink(body["mover_socket"])
-    files = InputFileSystem(CatalogView.open(state_fd), CacheReader.open(state_fd), mover, show, counters)
+    cache = CacheReader.open(state_fd)
+    files = InputFileSystem(CatalogView.open(state_fd), cache, mover, show, counters)
     responder = Responder(wire, files, shared, slot)
     wire.answer_raw(responder.handlers())
-    state = succession.State(body, [fuse_fd, shared_fd, state_fd], channel)
+    # Not `fuse_fd` itself: under that number libfuse finds a socket while it is handed a request.
+    state = succession.State(body, [wire.kernel, *start.fds[1:]], channel)
 
     async def report_ready() -> None:
         await ready.wait()
@@ -91,7 +95,13 @@ async def _main(channel_fd: int) -> int:
         with contextlib.suppress(ChannelClosed):
             await channel.send({"ready": True, "shape": shape})
 
+    async def drop_deleted() -> None:
+        while True:
+            await trio.sleep(_DROP_DELETED_S)
+            cache.drop_deleted()
+
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(drop_deleted)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
         nursery.start_soon(report_ready)
@@ -112,6 +122,7 @@ def _mismatch(group: BaseExceptionGroup[Any]) -> bool:
 def main() -> None:
     """Entry of the process: `python -I -m mountkit.serve.server CHANNEL_FD`."""
     os.chdir("/")
+    processes.hide()
     logs.basic()
     try:
         sys.exit(trio.run(_main, int(sys.argv[1])))

@@ -8,16 +8,20 @@ from typing import Any
 
 import trio
 
+from mountkit import processes
 from mountkit.errors import MountError
 from mountkit.ipc import Channel, ChannelClosed
-from mountkit.serve import processes, session
-from mountkit.serve.processes import Watched
+from mountkit.processes import Watched
+from mountkit.serve import session
 from mountkit.serve.shared import SharedMemory
 
 log = logging.getLogger(__name__)
 SERVER_MODULE = "mountkit.serve.server"
 _READY_S = 10.0
 _JOIN_S = 3.0
+_UNFIT_S = 30.0
+MISMATCH = 3
+"""The exit code of a server whose libfuse negotiates otherwise than the first one's did."""
 
 
 class _Server:
@@ -50,6 +54,8 @@ class ServerPool:
         self._servers: dict[int, _Server] = {}
         self._joined: dict[int, _Server] = {}
         self._all_joined = trio.Event()
+        self._joining_is_over = False
+        self._unfit: dict[int, str] = {}
         self._shape: list[int] | None = None
         self._stopping = False
 
@@ -79,9 +85,10 @@ class ServerPool:
     ) -> None:
         """Reports started once every slot serves; then keeps it so. Raises MountError if none gets ready."""
         self._start, self._fuse_fd, self._shared, self._resend = start, fuse_fd, shared, resend
+        if adopted is not None:
+            self._shape = list(adopted["shape"])
         async with trio.open_nursery() as nursery:
             if adopted is not None:
-                self._shape = list(adopted["shape"])
                 await self._await_joins()
             else:
                 await self._begin(0, first=True)
@@ -99,20 +106,42 @@ class ServerPool:
                 nursery.start_soon(self._watch, slot)
             task_status.started()
 
-    async def join(self, slot: int, pid: int, channel: Channel) -> None:
-        """A server whose keeper died comes to this one."""
+    async def join(self, body: dict[str, Any], channel: Channel) -> None:
+        """A server whose keeper died comes to this one; one that comes late, or is not ours, is turned away."""
+        slot, pid = body.get("slot"), channel.peer_pid
+        if self._shape is None or not isinstance(slot, int) or not 0 <= slot < self._count:
+            log.warning("process %d asks to join as server %r: refused", pid, slot)
+            channel.close()
+            return
         with contextlib.suppress(ProcessLookupError):
             server = _Server(Watched(pid), channel)
+            if self._joining_is_over or slot in self._joined:
+                log.warning("server %d (pid %d) joins too late: its place is taken", slot, pid)
+                await self._turn_away(slot, server)
+                return
             server.serving = True
             self._joined[slot] = server
             if len(self._joined) == self._count:
                 self._all_joined.set()
             log.info("server %d (pid %d) joined", slot, pid)
 
+    async def _turn_away(self, slot: int, server: _Server) -> None:
+        """Ends a server that nobody would watch, and has what it held handed out again."""
+        server.watched.kill()
+        await server.watched.wait()
+        server.watched.close()
+        server.channel.close()
+        self._hand_out_again(slot)
+
     async def _await_joins(self) -> None:
         with trio.move_on_after(_JOIN_S):
             await self._all_joined.wait()
+        self._joining_is_over = True
         self._servers = dict(self._joined)
+
+    def troubles(self) -> list[str]:
+        """What `status` has to say about servers that cannot serve."""
+        return [f"server {slot}: {text}" for slot, text in sorted(self._unfit.items())]
 
     def _spawn(self) -> _Server:
         process, fd = processes.spawn(SERVER_MODULE)
@@ -132,8 +161,12 @@ class ServerPool:
                         "a server ended at its start", "the log in the state directory may say why"
                     ) from None
                 return  # `_watch` starts it again
+            if "shape" not in answer.body:  # the session had ended already: `_watch` reads it
+                server.channel.push_back(answer)
+                return
             self._shape = answer.body["shape"]
             server.serving = True
+            self._unfit.pop(slot, None)
             return
         server.watched.kill()
         if self._shape is None:
@@ -149,11 +182,13 @@ class ServerPool:
                 self.session_ended.set()
                 return
             log.warning("server %d (pid %d) ended with %s; starting another", slot, server.watched.pid, code)
+            if code == MISMATCH:
+                self._unfit[slot] = "its libfuse does not fit this mount; was it updated? unmount and mount again"
             self.restarts += 1
             others_serve = any(s.serving for n, s in self._servers.items() if n != slot)
             if others_serve:
                 self._hand_out_again(slot)  # they can answer at once what it left
-            await trio.sleep(delay)
+            await trio.sleep(_UNFIT_S if code == MISMATCH else delay)
             delay = 0.0 if server.serving else min(2.0, delay + 0.2)
             self._servers[slot] = self._spawn()
             await self._begin(slot)

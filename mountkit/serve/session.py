@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import shutil
 import socket
 import struct
@@ -95,6 +96,13 @@ def mount(directory: str, *, source: str, allow_other: bool) -> Session:
         with contextlib.suppress(MountError):
             unmount(directory, lazy=True)
         raise
+
+
+def is_connected(fd: int) -> bool:
+    """Whether the kernel still has the session: with its last mount and user gone, or aborted, the descriptor errs."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def device_of(directory: str) -> str:

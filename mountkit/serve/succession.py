@@ -1,22 +1,21 @@
 """What servers do when the keeper dies: they go on serving, and see to it that there is a keeper again.
 
-Every server holds all a keeper needs but secrets: the descriptors, the INIT bytes and the settings, in the message it
-was started with. When its channel to the keeper closes it tries to join a keeper that may be there already; the one
-with the lowest slot starts a new one first, the others only if none came. Two keepers cannot both stay: each holds a
-lock on the session for its life.
+Every server holds all a keeper needs: the descriptors (the sealed memory with the credentials among them, which a
+server never reads), the INIT bytes and the settings, in the message it was started with. When its channel to the
+keeper closes it tries to join a keeper that may be there already; the one with the lowest slot starts a new one first,
+the others only if none came. Two keepers cannot both stay: each holds a lock on the session for its life.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import trio
 
+from mountkit import processes
 from mountkit.ipc import Channel, ChannelClosed
-from mountkit.serve import processes
 
 log = logging.getLogger(__name__)
 _TURN_S = 0.5
@@ -52,7 +51,7 @@ async def _find_keeper(state: State) -> Channel:
     while True:
         try:
             channel = await Channel.connect(state.start["keeper_socket"])
-            join = {"op": "join", "slot": slot, "pid": os.getpid(), "shape": state.shape, "id": 0}
+            join = {"op": "join", "slot": slot}
             await channel.send(join)
         except (OSError, ChannelClosed):
             if waited % 8 == slot:
@@ -77,11 +76,4 @@ async def _start_keeper(state: State) -> None:
         pass
     finally:
         channel.close()
-    trio.lowlevel.spawn_system_task(_reap, process.pid)
-
-
-async def _reap(pid: int) -> None:
-    """Waits for a keeper of ours that may end before us, so that no zombie stays."""
-    watched = processes.Watched(pid)
-    await watched.wait()
-    watched.close()
+    processes.reap_later(process.pid)

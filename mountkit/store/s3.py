@@ -55,11 +55,12 @@ def connect(
     url: BucketURL,
     *,
     keys: tuple[str, str] | None = None,
+    region: str = "",
     connect_timeout_s: float = 3.0,
     stall_timeout_s: float = 10.0,
     request_timeout_s: float = 600.0,
 ) -> S3Store:
-    """The bucket `url` names, its region found out by one HEAD.
+    """The bucket `url` names, its region found out by one HEAD, or `region` where that was done before.
 
     `keys` (access key, secret) replace boto3's chain. `request_timeout_s` bounds a whole GET, body included. Raises
     UsageError, CredentialsError, WrongRegion, BucketMissing, StoreUnavailable; whether reading is allowed is found out
@@ -68,7 +69,10 @@ def connect(
     wallet = Wallet(url, keys)
     timeouts = Timeouts(connect_timeout_s, stall_timeout_s, request_timeout_s)
     access = find_access(url)
-    access = _in_its_region(url, access, SignedHTTP(access, wallet, for_check(timeouts, CHECK_S)))
+    if not region:
+        access = _in_its_region(url, access, SignedHTTP(access, wallet, for_check(timeouts, CHECK_S)))
+    elif region != access.region:
+        access = access.in_region(url, region)
     return S3Store(access, wallet, timeouts)
 
 

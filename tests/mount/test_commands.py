@@ -147,24 +147,6 @@ def test_a_mount_whose_keeper_was_just_killed_is_not_taken_for_dead(bucket: Buck
     wait_until(lambda: mountkit.run("status", str(root)).out.splitlines()[0].endswith(": ok"))
 
 
-def test_a_mount_whose_processes_were_all_killed_is_named_dead_and_mounted_anew(
-    bucket: Bucket, mountkit: CommandLine
-) -> None:
-    bucket.put("x", b"back again")
-    root = mountkit.mount(bucket.source)
-    assert (root / "x").read_bytes() == b"back again"
-    status = mountkit.status(root)
-    for pid in (status["keeper_pid"], *status["server_pids"], status["mover_pid"]):
-        kill(pid)
-    wait_until(lambda: not our_processes())
-    result = mountkit.run("status")
-    assert f"{root}: dead" in result.out
-    bucket.proxy.requests.clear()
-    assert mountkit.run("mount", bucket.source, str(root), "--cache", str(mountkit.cache)).code == 0
-    assert (root / "x").read_bytes() == b"back again"
-    assert bucket.proxy.count("GET") == 0, "the cache is used again"
-
-
 def test_a_mount_point_behind_a_link_is_mounted_where_it_leads(bucket: Bucket, mountkit: CommandLine) -> None:
     bucket.put("x", b"x")
     (mountkit.base / "real").mkdir()

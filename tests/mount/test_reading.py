@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, wait_until
+from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, wait_until
 
 SIZES = [0, 1, 4095, 4096, 4097, 131071, 131073, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (8 << 20) + 1]
 VARIANTS = [
@@ -106,59 +106,3 @@ def test_many_readers_of_one_block_cause_one_fetch(bucket: Bucket, mountkit: Com
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         assert set(pool.map(lambda _: path.read_bytes() == data, range(16))) == {True}
     assert bucket.proxy.count("GET") == 1
-
-
-def _digests(paths: list[Path], rounds: int) -> list[str]:
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for _ in range(rounds) for path in paths]
-
-
-@pytest.mark.parametrize("flags", VARIANTS[:3])
-@pytest.mark.parametrize("who", ["server", "mover", "keeper"])
-def test_readers_do_not_notice_the_death_of_a_process(
-    bucket: Bucket, mountkit: CommandLine, who: str, flags: tuple[str, ...]
-) -> None:
-    """[failures-1]"""
-    objects = {f"f{n:03d}": content(n, 300_000) for n in range(120)}
-    for key, data in objects.items():
-        bucket.put(key, data)
-    directory = mountkit.mount(bucket.source, *flags)
-    paths = [directory / key for key in objects]
-    expected = [hashlib.sha256(data).hexdigest() for data in objects.values()]
-    with concurrent.futures.ProcessPoolExecutor(4) as pool:
-        readers = [pool.submit(_digests, paths[n:] + paths[:n], 3) for n in range(0, 120, 30)]
-        for _ in range(3):
-            status = mountkit.status(directory)
-            pid = {"server": status["server_pids"][0], "mover": status["mover_pid"], "keeper": status["keeper_pid"]}[
-                who
-            ]
-            kill(pid)
-            wait_until(lambda gone=pid: _replaced(mountkit, directory, who, gone), seconds=20)  # type: ignore[misc]
-        for n, reader in zip(range(0, 120, 30), readers, strict=True):
-            assert reader.result(60) == (expected[n:] + expected[:n]) * 3
-    assert mountkit.status(directory)["state"] == "ok"
-
-
-def _replaced(mountkit: CommandLine, directory: Path, who: str, gone: int) -> bool:
-    result = mountkit.run("status", str(directory), "--json")
-    if result.code != 0 or '"state": "ok"' not in result.out:
-        return False
-    status = mountkit.status(directory)
-    pids = [*status["server_pids"], status["mover_pid"], status["keeper_pid"]]
-    return gone not in pids
-
-
-def test_readers_do_not_notice_a_death_on_kernels_without_resend(bucket: Bucket, mountkit: CommandLine) -> None:
-    objects = {f"f{n:03d}": content(n, 200_000) for n in range(80)}
-    for key, data in objects.items():
-        bucket.put(key, data)
-    directory = mountkit.mount(bucket.source, "--no-resend", "--no-passthrough")
-    paths = [directory / key for key in objects]
-    expected = [hashlib.sha256(data).hexdigest() for data in objects.values()]
-    with concurrent.futures.ProcessPoolExecutor(4) as pool:
-        readers = [pool.submit(_digests, paths, 3) for _ in range(4)]
-        for _ in range(4):
-            pid = mountkit.status(directory)["server_pids"][1]
-            kill(pid)
-            wait_until(lambda gone=pid: _replaced(mountkit, directory, "server", gone))  # type: ignore[misc]
-        for reader in readers:
-            assert reader.result(60) == expected * 3

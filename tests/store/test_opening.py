@@ -14,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("no_aws")
 
 
 def test_an_opened_bucket_lists_and_counts(moto: MotoServer) -> None:
-    store = opening.connect(BucketURL("data", endpoint=moto.endpoint), keys=("AKIAX", "s"), budget_s=5)
+    store, region = opening.connect(BucketURL("data", endpoint=moto.endpoint), keys=("AKIAX", "s"), budget_s=5)
+    assert region == "us-east-1"
     store.list_page(b"none/")
     assert store.statistics().list == 2 and store.budget_s == 5
     store.close()
@@ -33,3 +34,10 @@ def test_the_opening_check_is_not_retried_and_can_be_left_out() -> None:
         assert len(server.requests) == 2
         opening.connect(source, check=False, keys=("AKIAX", "s"))
         assert len(server.requests) == 3
+
+
+def test_a_bucket_whose_region_is_known_need_not_answer() -> None:
+    source = BucketURL("data", endpoint="http://127.0.0.1:1")
+    store, region = opening.connect(source, check=False, keys=("AKIAX", "s"), region="eu-north-1")
+    assert region == "eu-north-1"
+    store.close()

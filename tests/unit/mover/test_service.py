@@ -46,7 +46,7 @@ async def _silent(_: dict[str, Any]) -> None:
 async def serving(catalog: Catalog, cache: CacheWriter) -> AsyncIterator[Bench]:
     store = SteppedStore()
     settings = MountSettings(BucketURL("b"), "/d", "/c", "i")
-    service = Service(settings, catalog, cache, store, None)  # type: ignore[arg-type]
+    service = Service(settings, catalog, cache, store, "")  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         await nursery.start(service.lister.run)
         await nursery.start(service.fetcher.run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 import trio
 
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET", "WATCHDOG_USEC")
+
+_PR_SET_DUMPABLE = 4
 
 
 def environment() -> dict[str, str]:
@@ -76,3 +79,20 @@ class Watched:
         if not self._closed:
             self._closed = True
             os.close(self._pidfd)
+
+
+def reap_later(pid: int) -> None:
+    """Has a task wait for the end of a child that nobody watches, so that no zombie stays."""
+    trio.lowlevel.spawn_system_task(_reap, pid)
+
+
+async def _reap(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        watched = Watched(pid)
+        await watched.wait()
+        watched.close()
+
+
+def hide() -> None:
+    """Makes this process undumpable: nobody but root reads its memory, or the credentials' descriptor it passes on."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -1,0 +1,355 @@
+"""Processes that die under running readers: nobody sees an error, a wrong byte, or a long wait."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mountkit import mountinfo
+from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, our_processes, wait_until
+
+PATIENCE_S = 6.0
+"""The longest a single file may take under kills. By itself it is under 2 s; a loaded machine gets the rest."""
+VARIANTS = [
+    pytest.param(("--servers", "1"), id="one-server"),
+    pytest.param(("--servers", "2"), id="two-servers"),
+    pytest.param(("--servers", "2", "--no-passthrough"), id="no-passthrough"),
+    pytest.param(("--servers", "2", "--no-passthrough", "--no-resend"), id="no-resend"),
+]
+TOGETHER = [
+    "server",
+    "all but one server",
+    "mover",
+    "keeper",
+    "server and mover",
+    "keeper and mover",
+    "keeper and servers",
+]
+
+
+def _read_until(stop: str, paths: list[Path], expected: list[str]) -> tuple[int, float]:
+    """Reads and checks until the file `stop` exists: files read, seconds of the slowest."""
+    count, worst = 0, 0.0
+    while not os.path.exists(stop):
+        for path, digest in zip(paths, expected, strict=True):
+            started = time.monotonic()
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            worst = max(worst, time.monotonic() - started)
+            assert found == digest, path
+            count += 1
+    return count, worst
+
+
+@contextlib.contextmanager
+def _readers(tmp_path: Path, directory: Path, objects: dict[str, bytes], how_many: int) -> Iterator[list[float]]:
+    """Checksumming readers for the time of the block; afterwards each one's slowest file in seconds."""
+    stop = tmp_path / "stop"
+    paths = [directory / key for key in objects]
+    expected = [hashlib.sha256(data).hexdigest() for data in objects.values()]
+    slowest: list[float] = []
+    with concurrent.futures.ProcessPoolExecutor(how_many) as pool:
+        step = max(1, len(paths) // how_many)
+        running = [
+            pool.submit(
+                _read_until,
+                str(stop),
+                paths[n * step :] + paths[: n * step],
+                expected[n * step :] + expected[: n * step],
+            )
+            for n in range(how_many)
+        ]
+        try:
+            yield slowest
+        finally:
+            stop.touch()
+        for reader in running:
+            count, worst = reader.result(60)
+            assert count >= len(paths), "a reader was never through its files"
+            slowest.append(worst)
+
+
+def _fill(bucket: Bucket, count: int = 100, size: int = 300_000) -> dict[str, bytes]:
+    objects = {f"f{n:03d}": content(n, size) for n in range(count)}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda item: bucket.put(*item), objects.items()))
+    return objects
+
+
+def _pids(status: dict[str, Any], who: str) -> list[int]:
+    servers = status["server_pids"]
+    return {
+        "server": servers[:1],
+        "all but one server": servers[1:] or servers,
+        "mover": [status["mover_pid"]],
+        "keeper": [status["keeper_pid"]],
+        "server and mover": [servers[-1], status["mover_pid"]],
+        "keeper and mover": [status["keeper_pid"], status["mover_pid"]],
+        "keeper and servers": [status["keeper_pid"], *servers[1:]],
+    }[who]
+
+
+def _whole_without(mountkit: CommandLine, directory: Path, gone: list[int]) -> Callable[[], bool]:
+    """Whether the mount is well again, with other processes in the places of those that are gone."""
+
+    def whole() -> bool:
+        result = mountkit.run("status", str(directory), "--json")
+        if result.code != 0 or '"state": "ok"' not in result.out:
+            return False
+        status = mountkit.status(directory)
+        return not {*status["server_pids"], status["mover_pid"], status["keeper_pid"]} & set(gone)
+
+    return whole
+
+
+def _answering(mountkit: CommandLine, directory: Path) -> dict[str, Any]:
+    """The status, as soon as a keeper answers and a server serves."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        result = mountkit.run("status", str(directory), "--json")
+        found: list[dict[str, Any]] = json.loads(result.out) if result.code == 0 else []
+        if found and found[0].get("server_pids") and all(psutil.pid_exists(pid) for pid in found[0]["server_pids"]):
+            return found[0]
+    raise AssertionError("no keeper came")
+
+
+@pytest.mark.parametrize("flags", VARIANTS)
+def test_readers_notice_no_death(bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """[failures-1]"""
+    objects = _fill(bucket)
+    directory = mountkit.mount(bucket.source, *flags)
+    with _readers(tmp_path, directory, objects, 8) as slowest:
+        for who in TOGETHER:
+            pids = _pids(mountkit.status(directory), who)
+            for pid in pids:
+                kill(pid)
+            wait_until(_whole_without(mountkit, directory, pids), seconds=20)
+    assert max(slowest) < PATIENCE_S
+    assert mountkit.status(directory)["state"] == "ok"
+
+
+@pytest.mark.parametrize("flags", [VARIANTS[0], VARIANTS[1]])
+def test_fifty_random_deaths_in_a_row(
+    bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    objects = _fill(bucket)
+    directory = mountkit.mount(bucket.source, *flags)
+    rnd = random.Random(50)
+    with _readers(tmp_path, directory, objects, 8) as slowest:
+        for _ in range(50):
+            status = _answering(mountkit, directory)
+            # Keeper and servers start each other: one that is in office has to be left, which both kinds are here.
+            victim = rnd.choice([status["keeper_pid"], status["mover_pid"], *status["server_pids"]])
+            with contextlib.suppress(ProcessLookupError):
+                kill(victim)
+            time.sleep(rnd.uniform(0, 0.3))
+    wait_until(_whole_without(mountkit, directory, []), seconds=20)
+    assert max(slowest) < 4 * PATIENCE_S  # several may follow each other under one read
+
+
+def test_a_keeper_is_replaced_while_the_bucket_is_away(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[failures-1] Keeper and mover die while nobody answers for the bucket; what is cached is read on."""
+    objects = _fill(bucket, 10)
+    directory = mountkit.mount(bucket.source, "--ttl", "indefinite")
+    for key, data in objects.items():
+        assert (directory / key).read_bytes() == data
+    bucket.put("later", b"after the silence")
+    bucket.proxy.fault = lambda _method, _target: b""
+    status = mountkit.status(directory)
+    kill(status["keeper_pid"])
+    kill(status["mover_pid"])
+    wait_until(lambda: _answering(mountkit, directory)["keeper_pid"] != status["keeper_pid"], seconds=15)
+    wait_until(lambda: _answering(mountkit, directory)["mover_pid"] not in (0, status["mover_pid"]))
+    drop_page_cache()
+    for key, data in objects.items():
+        assert (directory / key).read_bytes() == data
+    bucket.proxy.fault = None
+    assert mountkit.run("refresh", str(directory)).code == 0
+    # The credentials have survived both deaths: this one was never fetched before.
+    assert (directory / "later").read_bytes() == b"after the silence"
+    assert mountkit.status(directory)["state"] == "ok"
+
+
+def test_the_death_of_all_is_said_and_cleared_by_the_next_mount(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[failures-4]"""
+    objects = _fill(bucket, 3)
+    directory = mountkit.mount(bucket.source)
+    assert (directory / "f001").read_bytes() == objects["f001"]
+    _kill_all_at_once()
+    assert f"{directory}: dead" in mountkit.run("status").out
+    mountkit.mounted.remove(directory)
+    bucket.proxy.requests.clear()
+    directory = mountkit.mount(bucket.source)
+    assert (directory / "f001").read_bytes() == objects["f001"]
+    assert bucket.proxy.count("GET") == 0, "the cache is used again"
+    points = [m for m in mountinfo.ours() if m.directory == str(directory)]
+    assert len(points) == 1, "the dead mount is still below the new one"
+
+
+@pytest.mark.parametrize("pause_s", [0, 0.02, 0.2])
+def test_after_one_death_after_another_the_next_mount_is_whole(
+    bucket: Bucket, mountkit: CommandLine, pause_s: float
+) -> None:
+    """As `pkill -9` does it: a keeper may be on its way while the last server dies. Nothing may be left over."""
+    objects = _fill(bucket, 3)
+    directory = mountkit.mount(bucket.source)
+    status = mountkit.status(directory)
+    for pid in (status["keeper_pid"], *status["server_pids"], status["mover_pid"]):
+        kill(pid)
+        time.sleep(pause_s)
+
+    def mounted_again() -> bool:
+        return mountkit.run("mount", bucket.source, str(directory), "--cache", str(mountkit.cache)).code == 0
+
+    wait_until(mounted_again, seconds=20)
+    assert (directory / "f001").read_bytes() == objects["f001"]
+    assert len([m for m in mountinfo.ours() if m.directory == str(directory)]) == 1
+
+
+def _kill_all_at_once() -> None:
+    """Stops them first, so that none sees another one die."""
+    pids = list(our_processes())
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        kill(pid)
+    wait_until(lambda: not our_processes())
+
+
+@pytest.mark.parametrize("who", ["server", "mover", "keeper"])
+def test_a_process_that_is_stopped_for_a_while_goes_on(bucket: Bucket, mountkit: CommandLine, who: str) -> None:
+    objects = _fill(bucket, 30)
+    directory = mountkit.mount(bucket.source, "--servers", "1")
+    pid = _pids(mountkit.status(directory), who)[0]
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(3.0, os.kill, (pid, signal.SIGCONT))
+    timer.start()
+    with concurrent.futures.ProcessPoolExecutor(4) as pool:
+        paths = [directory / key for key in objects]
+        assert list(pool.map(_digest, paths)) == [hashlib.sha256(data).hexdigest() for data in objects.values()]
+    timer.join()
+    assert mountkit.status(directory)["state"] == "ok"
+    assert mountkit.status(directory)["restarts"] == {"server": 0, "mover": 0}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_two_mounts_at_one_directory_at_once_make_one(bucket: Bucket, mountkit: CommandLine, tmp_path: Path) -> None:
+    directory = tmp_path / "m"
+    directory.mkdir()
+    mountkit.mounted.append(directory)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        words = ("mount", bucket.source, str(directory), "--cache", str(mountkit.cache))
+        results = list(pool.map(lambda _: mountkit.run(*words), range(4)))
+    assert [r.code for r in results] == [0] * 4, [r.err for r in results]
+    assert len([m for m in mountinfo.ours() if m.directory == str(directory)]) == 1
+    assert sum("already" in r.out + r.err for r in results) == 3
+
+
+def test_mounts_follow_unmounts_without_a_pause(bucket: Bucket, mountkit: CommandLine) -> None:
+    """The next mount may meet a mover that is just ending, and a device number that is just free."""
+    bucket.put("a", b"bytes")
+    for _ in range(6):
+        directory = mountkit.mount(bucket.source)
+        assert (directory / "a").read_bytes() == b"bytes"
+        mountkit.unmount(directory)
+
+
+def test_ctrl_c_ends_a_mount_that_waits_for_a_black_hole(bucket: Bucket, mountkit: CommandLine, tmp_path: Path) -> None:
+    directory = tmp_path / "m"
+    directory.mkdir()
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        source = f"s3://some-bucket?endpoint=http://127.0.0.1:{hole.getsockname()[1]}"
+        command = [
+            sys.executable,
+            "-m",
+            "mountkit.cli",
+            "mount",
+            source,
+            str(directory),
+            "--cache",
+            str(mountkit.cache),
+        ]
+        process = subprocess.Popen(command, env=mountkit.environment, stderr=subprocess.PIPE, text=True)
+        hole.settimeout(10)
+        asked, _ = hole.accept()  # the mover has asked the bucket
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        asked.close()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    wait_until(lambda: not our_processes(), seconds=3)
+    assert time.monotonic() - started < 5
+    assert not mountinfo.ours()
+
+
+def test_only_the_mover_knows_the_secret(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[secrets-1] Not in arguments, environment or memory of keeper and servers, nor in log and status."""
+    secret = bucket.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    bucket.put("a", b"bytes")
+    directory = mountkit.mount(bucket.source)
+    assert (directory / "a").read_bytes() == b"bytes"
+    status = mountkit.status(directory)
+    kill(status["keeper_pid"])
+    wait_until(_whole_without(mountkit, directory, [status["keeper_pid"]]), seconds=15)
+    status = mountkit.status(directory)
+    assert _holds(status["mover_pid"], secret), "the search does not find it where it must be"
+    for pid in (status["keeper_pid"], *status["server_pids"]):
+        assert not _holds(pid, secret)
+        # Undumpable: its descriptors, the sealed credentials among them, are closed to other processes of this user.
+        assert _dumpable(pid) is False
+    for pid in our_processes():
+        for name in ("cmdline", "environ"):
+            assert secret not in Path(f"/proc/{pid}/{name}").read_bytes()
+    assert secret.decode() not in mountkit.run("status", "--json").out
+    assert secret not in Path(status["log"]).read_bytes()
+
+
+def _holds(pid: int, secret: bytes) -> bool:
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            words = line.split()
+            start, end = (int(word, 16) for word in words[0].split("-"))
+            if "r" not in words[1] or words[-1] in ("[vvar]", "[vsyscall]", "[vvar_vclock]"):
+                continue
+            with contextlib.suppress(OSError):
+                memory.seek(start)
+                if secret in memory.read(end - start):
+                    return True
+    return False
+
+
+def _dumpable(pid: int) -> bool:
+    """Whether the kernel gives an unprivileged process of the same user its descriptors (PR_SET_DUMPABLE)."""
+    core = Path(f"/proc/{pid}/coredump_filter")  # read only where the process is; its owner tells nothing for root
+    assert core.exists()
+    script = (
+        "import ctypes, os, sys\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "libc.prctl(24, 19, 0, 0, 0)\n"  # PR_CAPBSET_DROP, CAP_SYS_PTRACE: as an ordinary user would be
+        "os.execvp(sys.executable, [sys.executable, '-c', "
+        '\'import os, sys; os.listdir("/proc/" + sys.argv[1] + "/fd"); '
+        'os.readlink("/proc/" + sys.argv[1] + "/fd/0")\', sys.argv[1]])\n'
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(pid)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or "Permission" in done.stderr, done.stderr
+    return done.returncode == 0
