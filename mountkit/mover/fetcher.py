@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,11 +19,11 @@ from mountkit.cache.index_writer import BlockRow
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectRow
 from mountkit.errors import BadAnswer, MountkitError
+from mountkit.mover.memory import MemoryParts
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.store.api import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
-_MEMORY_BYTES = 64 << 20
 _ATTEMPTS = 3
 
 
@@ -47,30 +46,6 @@ class Wanted:
     @property
     def parts(self) -> range:
         return parts_of(0, self.row.size)
-
-
-class _MemoryParts:
-    """The most recent parts the cache did not take."""
-
-    def __init__(self) -> None:
-        self._parts: OrderedDict[tuple[ContentId, int], bytes] = OrderedDict()
-        self._bytes = 0
-
-    def put(self, content: ContentId, first_part: int, data: memoryview) -> None:
-        for number, start in enumerate(range(0, len(data), PART_BYTES), first_part):
-            piece = bytes(data[start : start + PART_BYTES])
-            old = self._parts.pop((content, number), b"")
-            self._parts[content, number] = piece
-            self._bytes += len(piece) - len(old)
-        while self._bytes > _MEMORY_BYTES:
-            _, dropped = self._parts.popitem(last=False)
-            self._bytes -= len(dropped)
-
-    def get(self, content: ContentId, part: int) -> bytes | None:
-        return self._parts.get((content, part))
-
-    def __contains__(self, key: tuple[ContentId, int]) -> bool:
-        return key in self._parts
 
 
 class _Fetch:
@@ -144,7 +119,7 @@ class _Fetch:
         rows: tuple[BlockRow, ...] = ()
         refused = False
         try:
-            if fetcher.cache.admits(wanted.row.size):
+            if fetcher.cache.admits(len(data)):
                 rows = fetcher.cache.write(wanted.content, wanted.row.size, first, data)
             else:
                 refused = True
@@ -186,7 +161,7 @@ class Fetcher:
         self.landed_bytes = 0
         self._on_failure = on_failure
         self._queue = queue
-        self._memory = _MemoryParts()
+        self._memory = MemoryParts()
         self._in_flight: dict[tuple[ContentId, int], _Fetch] = {}
         self._arrived: list[_Arrival] = []
         self._finished: list[tuple[_Fetch, MountkitError | None]] = []
@@ -209,14 +184,19 @@ class Fetcher:
     async def need(self, wanted: Wanted, parts: range, priority: Priority) -> None:
         """Returns once these parts are cached or in memory. Raises the StoreError that prevented it.
 
-        Cancelling the caller does not cancel the fetch, which others may share.
+        Cancelling the caller does not cancel the fetch, which others may share. What is only in memory is sure to be
+        there until the caller's next await.
         """
-        for _ in range(_ATTEMPTS):
-            fetches = self.start(wanted, parts, priority)
-            if not fetches:
-                return
-            for fetch in fetches:
-                await self._until_landed(fetch, wanted.content, parts)
+        self._memory.pin(wanted.content, parts)
+        try:
+            for _ in range(_ATTEMPTS):
+                fetches = self.start(wanted, parts, priority)
+                if not fetches:
+                    return
+                for fetch in fetches:
+                    await self._until_landed(fetch, wanted.content, parts)
+        finally:
+            self._memory.unpin(wanted.content, parts)
         raise MountkitError(f"the cache does not keep {wanted.row.key!r} long enough to be read")
 
     def start(self, wanted: Wanted, parts: range, priority: Priority) -> list[_Fetch]:
@@ -254,6 +234,14 @@ class Fetcher:
                 return None
             pieces.append(piece[max(0, offset - start) : end - start])
         return b"".join(pieces)
+
+    def keeps_apart(self, wanted: Wanted, parts: range) -> bool:
+        """Whether some of these parts are in memory only, so that no reader of the cache finds them."""
+        return any((wanted.content, part) in self._memory for part in parts)
+
+    def room_for(self, ahead_bytes: int) -> bool:
+        """Whether the cache will take so much more beside what is on its way already."""
+        return self.cache.admits(len(self._in_flight) * PART_BYTES + ahead_bytes)
 
     @property
     def busy(self) -> bool:

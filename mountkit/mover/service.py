@@ -20,7 +20,7 @@ from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageEr
 from mountkit.ipc import Message, Progress
 from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
 from mountkit.mover.queue import FetchQueue, Priority
-from mountkit.mover.readahead import Readahead
+from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
 from mountkit.mover.warm import Warmer
 from mountkit.store.retry import RetryingStore
 
@@ -107,10 +107,10 @@ class Service:
     async def _fetch(self, body: dict[str, Any], _progress: Progress) -> Message | dict[str, Any]:
         wanted = self._wanted(body["object"])
         offset, length = body["offset"], body["length"]
+        parts = parts_of(offset, length)
         if body.get("bad"):
             log.warning("cached bytes of %r are not what was written; fetching them again", wanted.row.key)
             self._errors += 1
-            parts = parts_of(offset, length)
             try:
                 await trio.to_thread.run_sync(
                     self._cache.recheck, wanted.content, wanted.row.size, parts.start, parts.stop - 1
@@ -119,8 +119,8 @@ class Service:
                 self._cache_trouble(exc)
         if wanted.row.size > _FIRST_PARTS * 128 * 1024:
             self._read_ahead(wanted, offset, length)
-        await self.fetcher.need(wanted, parts_of(offset, length), Priority.DEMAND)
-        if body.get("inline") or not self._cache.admits(wanted.row.size):
+        await self.fetcher.need(wanted, parts, Priority.DEMAND)
+        if body.get("inline") or self.fetcher.keeps_apart(wanted, parts):
             data = self.fetcher.gather(wanted, offset, length)
             if data is not None:
                 return Message({}, data)
@@ -131,7 +131,8 @@ class Service:
         return {}
 
     def _read_ahead(self, wanted: Wanted, offset: int, length: int) -> None:
-        for parts in self._readahead.observe(wanted.row.id, wanted.row.size, offset, length):
+        kept = self.fetcher.room_for(MAX_WINDOW_BYTES)
+        for parts in self._readahead.observe(wanted.row.id, wanted.row.size, offset, length, kept=kept):
             self.fetcher.start(wanted, parts, Priority.READAHEAD)
 
     async def _verify(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:

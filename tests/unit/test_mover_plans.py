@@ -60,6 +60,26 @@ def test_reads_that_arrive_out_of_order_are_one_run() -> None:
     assert _read(Readahead(), offsets, BLOCK_BYTES)
 
 
+def test_readers_the_cache_does_not_keep_share_a_small_window() -> None:
+    readahead, planned = Readahead(), dict[int, int]()
+    for offset in range(0, 64 * BLOCK_BYTES, BLOCK_BYTES):
+        for reader in range(8):
+            for plan in readahead.observe(reader, GIB, offset, BLOCK_BYTES, kept=False):
+                planned[reader] = plan.stop * PART_BYTES
+        ahead = [end - offset - BLOCK_BYTES for end in planned.values()]
+        assert offset < 16 * BLOCK_BYTES or sum(ahead) <= 32 * BLOCK_BYTES
+    assert len(planned) == 8
+
+
+def test_a_crowd_that_the_cache_does_not_keep_gets_only_what_it_asks_for() -> None:
+    readahead, plans = Readahead(), 0
+    for offset in range(0, 16 * BLOCK_BYTES, BLOCK_BYTES):
+        for reader in range(60):
+            found = readahead.observe(reader, GIB, offset, BLOCK_BYTES, kept=False)
+            plans += len(found) if offset > 4 * BLOCK_BYTES else 0
+    assert plans == 0
+
+
 class _Job:
     held_bytes = 1
 

@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 import trio
 
+from mountkit.cache.content import BLOCK_BYTES
 from mountkit.cache.faults import cache_broken
+from mountkit.cache.policy import Limits
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import ObjectRow
 from mountkit.config import MountSettings
 from mountkit.errors import ObjectChanged, UsageError
 from mountkit.ipc import Message
+from mountkit.mover.fetcher import Wanted
 from mountkit.mover.service import Service
 from mountkit.sources import BucketURL
 from tests.fakes.memory_store import content
+from tests.unit.cache.harness import LIFE
 from tests.unit.mover.harness import SteppedStore, in_trio
 
 
@@ -36,6 +41,11 @@ class Bench:
         known = self.catalog.lookup(self.catalog.root, name)
         assert known is not None and known.inode is not None
         return known.inode
+
+    def row(self, ident: int) -> ObjectRow:
+        row = self.catalog.object(ident)
+        assert row is not None
+        return row
 
 
 async def _silent(_: dict[str, Any]) -> None:
@@ -108,3 +118,36 @@ async def test_an_unknown_object_is_object_changed_and_an_unknown_word_an_error(
             await bench.ask("fetch", object=12345, offset=0, length=1)
         with pytest.raises(UsageError):
             await bench.ask("dance")
+
+
+@pytest.mark.parametrize("readers", [3, 24, 60])
+def test_sequential_readers_on_a_full_cache_fetch_each_byte_about_once(
+    catalog: Catalog, directory_fd: int, readers: int
+) -> None:
+    """[failures-3]"""
+    size = 16 * BLOCK_BYTES
+    data = content(size)
+    small = CacheWriter.open(directory_fd, Limits(8 * BLOCK_BYTES, 0.0), LIFE)
+
+    async def read(bench: Bench, ident: int) -> None:
+        for offset in range(0, size, BLOCK_BYTES):
+            answer = await bench.ask("fetch", object=ident, offset=offset, length=BLOCK_BYTES, bad=False)
+            cached = small.read(Wanted.of(bench.row(ident)).content, size, offset, BLOCK_BYTES)
+            assert (answer.payload or cached) == data[offset : offset + BLOCK_BYTES]
+            await trio.sleep(0)
+
+    @in_trio
+    async def run() -> None:
+        async with serving(catalog, small) as bench:
+            idents = []
+            for number in range(readers):
+                bench.store.put(b"f%d" % number, data)
+                idents.append(await bench.object(b"f%d" % number))
+            async with trio.open_nursery() as nursery:
+                for ident in idents:
+                    nursery.start_soon(read, bench, ident)
+            fetched = sum(length for _, _, length in bench.store.gets)
+            assert fetched <= 1.2 * readers * size
+
+    run()
+    small.close()
