@@ -98,4 +98,10 @@ def show_warm(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
         f"{size(last['bytes_done'] / seconds)}/s)",
         highlight=False,
     )
+    if last["files_left"]:
+        console.print(
+            f"{last['files_left']} files, {size(last['bytes_left'])} did not fit: the cache is full; they are fetched "
+            "when they are read (`--cache-size` gives it more room)",
+            highlight=False,
+        )
     return last

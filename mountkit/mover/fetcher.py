@@ -154,12 +154,14 @@ class Fetcher:
         on_failure: Callable[[ObjectRow, MountkitError], None],
         on_version: Callable[[int, str], None],
         on_cache_trouble: Callable[[Exception], None],
+        on_landed: Callable[[bool], None] = lambda _: None,
     ) -> None:
+        """`on_landed` hears of every batch of bytes, and whether the cache took some of it."""
         self.store, self.cache = store, cache
         self.on_version, self.on_cache_trouble = on_version, on_cache_trouble
         self.idle = trio.Event()
         self.landed_bytes = 0
-        self._on_failure = on_failure
+        self._on_failure, self._on_landed = on_failure, on_landed
         self._queue = queue
         self._memory = MemoryParts()
         self._in_flight: dict[tuple[ContentId, int], _Fetch] = {}
@@ -239,6 +241,13 @@ class Fetcher:
         """Whether some of these parts are in memory only, so that no reader of the cache finds them."""
         return any((wanted.content, part) in self._memory for part in parts)
 
+    def lacking_bytes(self, wanted: Wanted, parts: range) -> int:
+        """How many bytes of these parts are not in the cache."""
+        return sum(
+            min(missing.stop * PART_BYTES, wanted.row.size) - missing.start * PART_BYTES
+            for missing in self._missing(wanted, parts)
+        )
+
     def room_for(self, ahead_bytes: int) -> bool:
         """Whether the cache will take so much more beside what is on its way already."""
         return self.cache.admits(len(self._in_flight) * PART_BYTES + ahead_bytes)
@@ -296,6 +305,8 @@ class Fetcher:
             except (CacheFull, CacheBroken) as exc:
                 committed = False
                 self.on_cache_trouble(exc)
+        if arrived:
+            self._on_landed(bool(rows) and committed)
         touched: dict[_Fetch, None] = {}
         for arrival in arrived:
             if arrival.refused or (arrival.rows and not committed):

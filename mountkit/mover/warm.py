@@ -1,16 +1,21 @@
-"""Warming: a whole tree into the cache, with progress, at the lowest priority. Cancelling it stops it at once."""
+"""Warming: a whole tree into the cache, with progress, at the lowest priority. Cancelling it stops it at once.
+
+What the cache would not keep is not fetched but counted apart.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 
 import trio
 
+from mountkit import names
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
 from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
-from mountkit.catalog.values import Kind, ObjectRow
+from mountkit.catalog.values import DirectoryEntry, Kind, ObjectRow, StaleCookie
 from mountkit.errors import MountkitError
 from mountkit.ipc import Progress
 from mountkit.mover.fetcher import Fetcher, Wanted
@@ -26,12 +31,14 @@ _NAMED_FAILURES = 5
 
 @dataclass(slots=True)
 class WarmProgress:
-    """Totals grow while the tree is still being listed (`listing`)."""
+    """Totals grow while the tree is still being listed (`listing`). `files_left` and `bytes_left` did not fit."""
 
     files: int = 0
     bytes: int = 0
     files_done: int = 0
     bytes_done: int = 0
+    files_left: int = 0
+    bytes_left: int = 0
     failed: int = 0
     listing: bool = True
     failures: list[str] = field(default_factory=list)
@@ -73,17 +80,31 @@ class Warmer:
             except MountkitError as exc:
                 self._failed(f"listing: {exc}")
                 return
-        cookie = 0
+        async for entry in self._entries(directory):
+            if entry.kind is Kind.DIRECTORY:
+                listing.start_soon(self._list, entry.inode, listing, work)
+            elif entry.object is not None:
+                self._count(entry.object)
+                await self._files.acquire_on_behalf_of(entry.object)
+                work.start_soon(self._fetch_acquired, entry.object)
+
+    async def _entries(self, directory: int) -> AsyncIterator[DirectoryEntry]:
+        """Each name of the directory once, in order, also where the entry paged from vanishes meanwhile."""
+        cookie, last = 0, b""
         while True:
-            page = self._catalog.page(directory, cookie, _PAGE, 0.0)
+            try:
+                page = self._catalog.page(directory, cookie, _PAGE, 0.0)
+            except KeyError:
+                return
+            except StaleCookie:
+                cookie = 0
+                continue
             for entry in page.entries:
                 cookie = entry.cookie
-                if entry.kind is Kind.DIRECTORY:
-                    listing.start_soon(self._list, entry.inode, listing, work)
-                elif entry.object is not None:
-                    self._count(entry.object)
-                    await self._files.acquire_on_behalf_of(entry.object)
-                    work.start_soon(self._fetch_acquired, entry.object)
+                name = entry.name + names.SEPARATOR if entry.kind is Kind.DIRECTORY else entry.name
+                if name > last:
+                    last = name
+                    yield entry
             if not page.entries:
                 return
             await trio.lowlevel.checkpoint()
@@ -104,12 +125,23 @@ class Warmer:
         try:
             for start in range(0, len(wanted.parts), step):
                 parts = range(start, min(start + step, len(wanted.parts)))
-                await self._fetcher.need(wanted, parts, Priority.SWEEP)
+                if not await self._kept(wanted, parts):
+                    self.progress.files_left += 1
+                    self.progress.bytes_left += row.size - start * PART_BYTES
+                    return
                 self.progress.bytes_done += min(parts.stop * PART_BYTES, row.size) - start * PART_BYTES
         except MountkitError as exc:
             self._failed(f"{row.key.decode('utf-8', 'replace')}: {exc}")
         else:
             self.progress.files_done += 1
+
+    async def _kept(self, wanted: Wanted, parts: range) -> bool:
+        """Has the parts cached; False if the cache has no room for what it lacks of them."""
+        lacking = self._fetcher.lacking_bytes(wanted, parts)
+        if lacking and not self._fetcher.room_for(lacking):
+            return False
+        await self._fetcher.need(wanted, parts, Priority.SWEEP)
+        return not self._fetcher.keeps_apart(wanted, parts)
 
     def _failed(self, sentence: str) -> None:
         self.progress.failed += 1

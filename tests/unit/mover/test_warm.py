@@ -8,16 +8,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from mountkit.cache.content import BLOCK_BYTES
+from mountkit.cache.policy import Limits
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import DirectoryPage, StaleCookie
 from mountkit.errors import StoreUnavailable
 from mountkit.mover.warm import Warmer
 from tests.fakes.memory_store import content
+from tests.unit.cache.harness import LIFE
 from tests.unit.mover.harness import SteppedStore, in_trio, settled
 from tests.unit.mover.test_fetcher import Bench, running
 
@@ -72,6 +76,35 @@ async def test_a_whole_tree_is_fetched_and_counted(catalog: Catalog, cache: Cach
         again = await s.warmer(0.0).run(directory=catalog.root, row=None, report=silent)
         assert again.files_done == 5
         assert len(s.store.gets) == 5
+
+
+@in_trio
+async def test_what_does_not_fit_is_counted_apart_and_not_fetched(catalog: Catalog, directory_fd: int) -> None:
+    small = CacheWriter.open(directory_fd, Limits(2 * MIB, 0.0), LIFE)
+    async with setting(catalog, small) as s:
+        done = await s.warmer().run(directory=catalog.root, row=None, report=silent)
+        assert (done.files, done.files_done, done.files_left, done.failed) == (5, 4, 1, 0)
+        assert (done.bytes_done, done.bytes_left) == (1015, 9 * MIB)
+        assert sorted(s.store.gets) == [(b"a", 0, 10), (b"d/b", 0, 1000), (b"f/g", 0, 5)]
+    small.close()
+
+
+@in_trio
+async def test_a_listing_goes_on_where_the_entry_it_stood_at_has_vanished(
+    catalog: Catalog, cache: CacheWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, stale = catalog.page, [True]
+
+    def stumbling(parent: int, cookie: int, limit: int, fresh: float) -> DirectoryPage:
+        if cookie and stale:
+            stale.clear()
+            raise StaleCookie(cookie)
+        return page(parent, cookie, 1, fresh)
+
+    monkeypatch.setattr(catalog, "page", stumbling)
+    async with setting(catalog, cache) as s:
+        done = await s.warmer().run(directory=catalog.root, row=None, report=silent)
+        assert (done.files, done.files_done, done.failed) == (5, 5, 0)
 
 
 @in_trio
