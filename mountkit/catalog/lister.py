@@ -3,7 +3,7 @@
 A cold lookup asks for that one name: HEAD of the key and one key of `key/`, at the same time. From the third lookup in
 a directory on, or with the first readdir, the directory is listed page by page; whoever waits goes on as soon as the
 listing has passed what he asked for. When the bucket cannot be reached, what is known already stays the answer and
-the result says it is stale, unless the mount promised `--ttl 0`.
+the result says it is stale, unless the mount promised `--ttl 0`; until it answers it is asked again every 5 s.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from mountkit import errors, names
 from mountkit.catalog.listing import Listing
 from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import Change, Directory, StaleCookie
-from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, StoreError, StoreUnavailable
+from mountkit.errors import (
+    BucketMissing,
+    CredentialsError,
+    MountkitError,
+    ObjectChanged,
+    ObjectMissing,
+    StoreError,
+    StoreUnavailable,
+    WrongRegion,
+)
 from mountkit.store.api import ObjectInfo, Page, Store
 
 log = logging.getLogger(__name__)
@@ -30,6 +39,9 @@ _SINGLE_LOOKUPS = 2
 _DIRECTORIES = 4096
 _REQUESTS_AT_ONCE = 64
 _PAGE = 1000
+_PROBE_S = 5.0
+_SILENCE = (StoreUnavailable, CredentialsError, BucketMissing, WrongRegion)
+"""Failures of the whole bucket; any other is its answer about one key."""
 T = TypeVar("T")
 
 
@@ -79,6 +91,7 @@ class Lister:
         self._nursery: trio.Nursery | None = None
         self.unreachable = ""
         """Why the bucket could not be asked the last time; empty once it answers again."""
+        self._lost = trio.Event()
 
     def __repr__(self) -> str:
         return f"<Lister {len(self._listings)} listings, {len(self._lookups)} lookups under way>"
@@ -86,7 +99,25 @@ class Lister:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as self._nursery:
             task_status.started()
-            await trio.sleep_forever()
+            while True:
+                await self._lost.wait()
+                await trio.sleep(_PROBE_S)
+                if self.unreachable:
+                    with contextlib.suppress(StoreError):
+                        await self._call(lambda: self._store.list_page(self._catalog.prefix, limit=1))
+
+    def answered(self) -> None:
+        """The bucket was heard from."""
+        if self.unreachable:
+            log.warning("the bucket answers again")
+            self.unreachable = ""
+            self._lost = trio.Event()
+
+    def _unanswered(self, error: StoreError) -> None:
+        if not self.unreachable:
+            log.warning("the bucket cannot be asked: %s; what is known stays visible", error)
+        self.unreachable = str(error)
+        self._lost.set()
 
     # ---- names ---------------------------------------------------------------------------------------------
     async def lookup(self, parent: int, name: bytes, fresh_after: float) -> bool:
@@ -267,18 +298,17 @@ class Lister:
     async def _call(self, request: Callable[[], T]) -> T:
         try:
             answer = await trio.to_thread.run_sync(request, abandon_on_cancel=True, limiter=self._limiter)
-        except ObjectMissing:
-            self.unreachable = ""
+        except _SILENCE as exc:
+            self._unanswered(exc)
             raise
-        except StoreError as exc:
-            self.unreachable = str(exc)
+        except StoreError:  # about that one key
+            self.answered()
             raise
-        self.unreachable = ""
+        self.answered()
         return answer
 
     def _fall_back(self, error: MountkitError, *, known: bool) -> bool:
         if known and self._ttl_s > 0 and isinstance(error, StoreUnavailable):
-            log.warning("showing what was known before: %s", error)
             return True
         raise error
 

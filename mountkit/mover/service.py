@@ -50,6 +50,7 @@ class Service:
             on_failure=self._fetch_failed,
             on_version=catalog.set_version,
             on_cache_trouble=self._cache_trouble,
+            on_landed=self._landed,
         )
         store.on_slow_down = self._queue.slow_down
         self._readahead = Readahead()
@@ -137,7 +138,11 @@ class Service:
 
     async def _verify(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         wanted = self._wanted(body["object"])
-        good = await trio.to_thread.run_sync(self._cache.verify, wanted.content)
+        try:
+            good = await trio.to_thread.run_sync(self._cache.verify, wanted.content)
+        except (CacheFull, CacheBroken) as exc:
+            self._cache_trouble(exc)
+            good = False
         if not good:
             log.warning("the cached file of %r is not what was written; it will be fetched again", wanted.row.key)
             self._errors += 1
@@ -184,13 +189,17 @@ class Service:
         return {"pid": os.getpid(), "region": self._region}
 
     async def _stats(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
-        usage = await trio.to_thread.run_sync(self._cache.usage)
+        usage: dict[str, Any] = {}
+        try:
+            usage = asdict(await trio.to_thread.run_sync(self._cache.usage))
+        except (CacheFull, CacheBroken) as exc:
+            self._cache_trouble(exc)
         queue = self._queue.statistics()
         reasons = [text for text in (self.lister.unreachable, self._trouble) if text]
         return {
             "pid": os.getpid(),
             "degraded": reasons,
-            "cache": asdict(usage),
+            "cache": usage,
             "requests": asdict(self._store.statistics()),
             "mover": {"queue": asdict(queue), "errors": self._errors, "last_error": self._last_error},
         }
@@ -206,10 +215,16 @@ class Service:
             log.warning("fetching failed: %s", self._last_error)
 
     def _cache_trouble(self, error: Exception) -> None:
-        text = f"the cache takes no more: {error}"
-        if isinstance(error, CacheBroken) and text != self._trouble:
-            log.warning("%s; reading goes on without it", text)
-            self._trouble = text
+        if isinstance(error, CacheBroken):
+            if not self._trouble:
+                log.warning("the cache takes no more: %s; reading goes on without it", error)
+            self._trouble = f"the cache takes no more: {error}"
+
+    def _landed(self, kept: bool) -> None:
+        self.lister.answered()
+        if kept and self._trouble:
+            log.warning("the cache works again")
+            self._trouble = ""
 
 
 def _shown(row: ObjectRow) -> str:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from mountkit import names
 from mountkit.catalog.lister import Lister
@@ -210,6 +211,40 @@ async def test_an_unreachable_bucket_leaves_what_was_known(catalog: Catalog) -> 
         with pytest.raises(StoreUnavailable):
             store.fail_next(DOWN)
             await lister.list_whole(catalog.root, time.time())
+
+
+@in_trio
+async def test_one_forbidden_key_is_no_unreachable_bucket(catalog: Catalog) -> None:
+    store = bucket(b"a")
+    async with listing(catalog, store) as lister:
+        store.fail_next(AccessDenied("no"), call="head")
+        with pytest.raises(AccessDenied):
+            await lister.lookup(catalog.root, b"a", recent())
+        assert lister.unreachable == ""
+
+
+@in_trio
+async def test_an_unreachable_bucket_is_asked_again_and_each_change_is_logged_once(
+    catalog: Catalog, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """[fresh-3]"""
+    store = bucket(b"a")
+    async with listing(catalog, store) as lister:
+        await lister.lookup(catalog.root, b"a", recent())
+        store.down = True
+        for _ in range(3):
+            assert await lister.lookup(catalog.root, b"a", time.time() + 60) is True
+        await settled()
+        clock.jump(5.0)
+        await settled(0.01)
+        assert lister.unreachable == "down"
+        store.down = False
+        while lister.unreachable:
+            clock.jump(5.0)
+            await trio.sleep(0)
+            await settled(0.0)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "answers again" in caplog.text
 
 
 @in_trio

@@ -95,6 +95,29 @@ async def test_a_report_of_bad_bytes_to_a_broken_cache_is_still_answered(
 
 
 @in_trio
+async def test_a_cache_that_works_again_is_no_reason_any_more(
+    catalog: Catalog, cache: CacheWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise cache_broken("its disk")
+
+    async with serving(catalog, cache) as bench:
+        bench.store.put(b"a", content(1000))
+        ident = await bench.object(b"a")
+        with monkeypatch.context() as patch:
+            for method in ("verify", "write", "usage"):
+                patch.setattr(cache, method, broken)
+            assert (await bench.ask("verify", object=ident)).body == {"good": False}
+            stats = (await bench.ask("stats")).body
+            assert (len(stats["degraded"]), stats["cache"]) == (1, {})
+            await bench.ask("open", object=ident)
+            assert (await bench.ask("stats")).body["degraded"]
+        bench.store.put(b"b", content(1001))
+        await bench.ask("open", object=await bench.object(b"b"))
+        assert (await bench.ask("stats")).body["degraded"] == []
+
+
+@in_trio
 async def test_a_changed_object_is_superseded_in_the_catalog(catalog: Catalog, cache: CacheWriter) -> None:
     """[bytes-2]"""
     async with serving(catalog, cache) as bench:
