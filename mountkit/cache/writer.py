@@ -18,6 +18,7 @@ from mountkit.cache.content import (
     PARTS_PER_BLOCK,
     ContentId,
     by_block,
+    full_mask,
     parts_in,
     parts_of_block,
     runs,
@@ -142,6 +143,11 @@ class CacheWriter:
         for pieces in by_block(first_part, last_part):
             lacking += rows.get(pieces.block, NOWHERE).lacks(pieces)
         return runs(lacking)
+
+    def complete_among(self, objects: list[tuple[ContentId, int]]) -> set[ContentId]:
+        """Which of these (object, size) of at most one block are complete; for some hundreds at once."""
+        parts = self._stock.index.first_parts([content for content, _ in objects])
+        return {content for content, size in objects if parts.get(content) == full_mask(size, 0)}
 
     def read(self, content: ContentId, size: int, offset: int, length: int) -> bytes | None:
         """The checked bytes [offset, offset + length), fewer only at the object's end; None if any is missing."""

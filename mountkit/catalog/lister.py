@@ -106,6 +106,11 @@ class Lister:
                     with contextlib.suppress(StoreError):
                         await self._call(lambda: self._store.list_page(self._catalog.prefix, limit=1))
 
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Runs a task that walks the tree beside the listings, for as long as these run."""
+        assert self._nursery is not None
+        self._nursery.start_soon(task)
+
     def answered(self) -> None:
         """The bucket was heard from."""
         if self.unreachable:

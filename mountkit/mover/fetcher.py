@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
@@ -25,6 +27,7 @@ from mountkit.store.api import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 3
+T = TypeVar("T")
 
 
 def parts_of(offset: int, length: int) -> range:
@@ -51,8 +54,15 @@ class Wanted:
 class _Fetch:
     """One GET under way, or waiting for its turn."""
 
-    def __init__(self, fetcher: Fetcher, wanted: Wanted, parts: range, priority: Priority) -> None:
-        self.wanted, self.parts, self.priority = wanted, parts, priority
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        wanted: Wanted,
+        parts: range,
+        priority: Priority,
+        on_end: Callable[[MountkitError | None], None] | None = None,
+    ) -> None:
+        self.wanted, self.parts, self.priority, self.on_end = wanted, parts, priority, on_end
         self.held_bytes = min(2 * BLOCK_BYTES, len(parts) * PART_BYTES)
         self.error: MountkitError | None = None
         self.failed: frozenset[int] = frozenset()
@@ -64,6 +74,9 @@ class _Fetch:
     def __repr__(self) -> str:
         return f"<_Fetch {self.wanted.row.key!r} parts {self.parts.start}-{self.parts.stop} {self.priority.name}>"
 
+    def bytes_of(self, parts: range) -> int:
+        return min(parts.stop * PART_BYTES, self.wanted.row.size) - parts.start * PART_BYTES
+
     def run(self) -> None:
         """On a queue thread."""
         error: MountkitError | None = None
@@ -74,7 +87,7 @@ class _Fetch:
         except Exception as exc:
             log.exception("fetching %r failed in a way nobody foresaw", self.wanted.row.key)
             error = MountkitError(f"fetching failed: {exc!r}")
-        self._fetcher.from_thread(lambda: self._fetcher.ended(self, error))
+        self._fetcher.ended(self, error)
 
     def _stream(self) -> None:
         row = self.wanted.row
@@ -119,16 +132,14 @@ class _Fetch:
         rows: tuple[BlockRow, ...] = ()
         refused = False
         try:
-            if fetcher.cache.admits(len(data)):
-                rows = fetcher.cache.write(wanted.content, wanted.row.size, first, data)
-            else:
-                refused = True
-        except (CacheFull, CacheBroken) as exc:
+            rows = fetcher.cache.write(wanted.content, wanted.row.size, first, data)
+        except CacheFull:
+            refused = True
+        except CacheBroken as exc:
             fetcher.from_thread(functools.partial(fetcher.on_cache_trouble, exc))
             refused = True
         count = -(-len(data) // PART_BYTES)
-        arrival = _Arrival(self, range(first, first + count), rows, data, refused)
-        fetcher.from_thread(lambda: fetcher.landed(arrival))
+        fetcher.landed(_Arrival(self, range(first, first + count), rows, data, refused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +151,11 @@ class _Arrival:
     rows: tuple[BlockRow, ...]
     data: memoryview
     refused: bool
+
+
+def _drained(waiting: deque[T]) -> list[T]:
+    """What is in it now, in order; other threads go on appending."""
+    return [waiting.popleft() for _ in range(len(waiting))]
 
 
 class Fetcher:
@@ -164,9 +180,11 @@ class Fetcher:
         self._on_failure, self._on_landed = on_failure, on_landed
         self._queue = queue
         self._memory = MemoryParts()
+        self._coming_bytes = 0
         self._in_flight: dict[tuple[ContentId, int], _Fetch] = {}
-        self._arrived: list[_Arrival] = []
-        self._finished: list[tuple[_Fetch, MountkitError | None]] = []
+        self._arrived: deque[_Arrival] = deque()
+        self._finished: deque[tuple[_Fetch, MountkitError | None]] = deque()
+        self._woken = False
         self._something = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -215,12 +233,38 @@ class Fetcher:
                         self._queue.promote(fetch, priority)
                 elif key not in self._memory:
                     fresh.append(part)
-        for run in runs(fresh):
-            fetch = _Fetch(self, wanted, run, priority)
-            self._in_flight.update(((wanted.content, part), fetch) for part in run)
-            fetches.append(fetch)
-            self._queue.put(fetch)
-        return fetches
+        return fetches + [self._launch(_Fetch(self, wanted, run, priority)) for run in runs(fresh)]
+
+    def sweep(
+        self,
+        wanted: Wanted,
+        parts: range,
+        on_end: Callable[[MountkitError | None], None],
+        *,
+        known_missing: bool = False,
+    ) -> list[int]:
+        """As `start`, at the lowest priority and for nobody: the bytes of each GET that this takes.
+
+        `on_end` is called as often, later, with what went wrong. `known_missing`: the cache was asked a moment ago.
+        """
+        key = wanted.content
+        missing = [parts] if known_missing else self._missing(wanted, parts)
+        fresh = [
+            part
+            for run in missing
+            for part in run
+            if (key, part) not in self._in_flight and (key, part) not in self._memory
+        ]
+        fetches = [self._launch(_Fetch(self, wanted, run, Priority.SWEEP, on_end)) for run in runs(fresh)]
+        return [fetch.bytes_of(fetch.parts) for fetch in fetches]
+
+    def _launch(self, fetch: _Fetch) -> _Fetch:
+        content = fetch.wanted.content
+        for part in fetch.parts:
+            self._in_flight[content, part] = fetch
+        self._coming_bytes += fetch.bytes_of(fetch.parts)
+        self._queue.put(fetch)
+        return fetch
 
     def gather(self, wanted: Wanted, offset: int, length: int) -> bytes | None:
         """These bytes from cache and memory; None if some are in neither."""
@@ -237,6 +281,15 @@ class Fetcher:
             pieces.append(piece[max(0, offset - start) : end - start])
         return b"".join(pieces)
 
+    def lacking(self, files: list[Wanted]) -> list[Wanted]:
+        """Those of these files of at most one block that the cache does not have, in one look at it."""
+        try:
+            complete = self.cache.complete_among([(wanted.content, wanted.row.size) for wanted in files])
+        except (CacheFull, CacheBroken) as exc:
+            self.on_cache_trouble(exc)
+            return []
+        return [wanted for wanted in files if wanted.content not in complete]
+
     def keeps_apart(self, wanted: Wanted, parts: range) -> bool:
         """Whether some of these parts are in memory only, so that no reader of the cache finds them."""
         return any((wanted.content, part) in self._memory for part in parts)
@@ -250,7 +303,7 @@ class Fetcher:
 
     def room_for(self, ahead_bytes: int) -> bool:
         """Whether the cache will take so much more beside what is on its way already."""
-        return self.cache.admits(len(self._in_flight) * PART_BYTES + ahead_bytes)
+        return self.cache.admits(self._coming_bytes + ahead_bytes)
 
     @property
     def busy(self) -> bool:
@@ -287,16 +340,29 @@ class Fetcher:
             log.debug("the mover ended before this arrived")
 
     def landed(self, arrival: _Arrival) -> None:
+        """On a queue thread."""
         self._arrived.append(arrival)
-        self._something.set()
+        if arrival.parts != arrival.fetch.parts:  # else its end follows at once
+            self._wake()
 
     def ended(self, fetch: _Fetch, error: MountkitError | None) -> None:
+        """On a queue thread."""
         self._finished.append((fetch, error))
+        self._wake()
+
+    def _wake(self) -> None:
+        # One call into trio for all that comes until it is looked at: each costs a system call and the GIL.
+        if not self._woken:
+            self._woken = True
+            self.from_thread(self._something_came)
+
+    def _something_came(self) -> None:
         self._something.set()
 
     def _settle(self) -> None:
-        arrived, self._arrived = self._arrived, []
-        finished, self._finished = self._finished, []
+        self._woken = False  # first: what comes from here on wakes us again
+        finished = _drained(self._finished)  # before the arrivals: a fetch ends after its last bytes came
+        arrived = _drained(self._arrived)
         rows = [row for arrival in arrived for row in arrival.rows]
         committed = True
         if rows:
@@ -320,6 +386,8 @@ class Fetcher:
             touched[fetch] = None
             if error is not None:
                 self._on_failure(fetch.wanted.row, error)
+            if fetch.on_end is not None:
+                fetch.on_end(error)
         for fetch in touched:
             changed, fetch.changed = fetch.changed, trio.Event()
             changed.set()
@@ -333,4 +401,5 @@ class Fetcher:
         left = [part for part in parts if self._in_flight.get((content, part)) is fetch]
         for part in left:
             del self._in_flight[content, part]
+            self._coming_bytes -= fetch.bytes_of(range(part, part + 1))
         return left

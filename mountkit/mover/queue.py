@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 MAX_THREADS = 128
+SWEEP_THREADS = 80
+"""How many of these a sweep may have at once: who waits finds one free; more only fight for the interpreter."""
 _MIN_THREADS = 4
 _MAX_BYTES = 96 << 20
 """Bytes that may be on their way at once; a job counts for what it holds in memory, not for its whole length."""
@@ -60,6 +62,8 @@ class FetchQueue:
         self._heap: list[tuple[int, int, Job]] = []
         self._order = itertools.count()
         self._running = self._threads = self._idle = 0
+        self._sweeps: set[Job] = set()
+        """What runs of the lowest priority, as it was when it began."""
         self._bytes = 0
         self._slowed_at = -_PACE_S
         self._closed = False
@@ -69,12 +73,7 @@ class FetchQueue:
 
     def put(self, job: Job) -> None:
         with self._condition:
-            heapq.heappush(self._heap, (job.priority, next(self._order), job))
-            # An idle thread counts until it wakes, so a burst must not be left to the one it saw idle each time.
-            if self._idle < len(self._heap) and self._threads < self._max_threads:
-                self._threads += 1
-                threading.Thread(target=self._work, name=f"fetch-{self._threads}", daemon=True).start()
-            self._condition.notify()
+            self._push(job)
 
     def promote(self, job: Job, priority: Priority) -> None:
         """Makes a job more urgent; if it runs already, nothing happens."""
@@ -83,7 +82,7 @@ class FetchQueue:
                 return
             job.priority = priority
             if any(entry[2] is job for entry in self._heap):
-                heapq.heappush(self._heap, (priority, next(self._order), job))  # the older entry is passed over
+                self._push(job)  # the older entry is passed over
 
     def slow_down(self) -> None:
         """The server asked for fewer requests: half as many at once, at most one step a second."""
@@ -104,36 +103,57 @@ class FetchQueue:
             self._heap.clear()
             self._condition.notify_all()
 
+    def _push(self, job: Job) -> None:
+        heapq.heappush(self._heap, (job.priority, next(self._order), job))
+        if not self._may_run(job.priority):
+            return  # the thread that ends one of its kind takes it: no need to wake another
+        # An idle thread counts until it wakes, so a burst must not be left to the one it saw idle each time.
+        if self._idle < len(self._heap) and self._threads < self._max_threads:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"fetch-{self._threads}", daemon=True).start()
+        self._condition.notify()
+
     def _work(self) -> None:
-        while True:
-            job = self._take()
-            if job is None:
-                return
+        job = self._take(None)
+        while job is not None:
             try:
                 job.run()
-            finally:
-                self._done(job)
+            except BaseException:
+                self._take(job, last=True)
+                raise
+            job = self._take(job)
 
-    def _take(self) -> Job | None:
+    def _take(self, done: Job | None, *, last: bool = False) -> Job | None:
+        """The next job for the thread that has `done` one; in one turn of the lock, so that no other wakes for it."""
         with self._condition:
+            if done is not None:
+                self._settle(done)
             self._idle += 1
-            while not self._closed:
-                if self._heap and self._running < int(self._limit) and self._bytes < _MAX_BYTES:
+            while not self._closed and not last:
+                if self._heap and self._may_run(self._heap[0][0]):
                     priority, _, job = heapq.heappop(self._heap)
                     if priority != job.priority:  # promoted: its newer entry ran or will run
                         continue
                     self._idle -= 1
                     self._running += 1
                     self._bytes += job.held_bytes
+                    if priority == Priority.SWEEP:
+                        self._sweeps.add(job)
+                    if self._heap and self._idle and self._may_run(self._heap[0][0]):
+                        self._condition.notify()
                     return job
                 self._condition.wait()
+            self._idle -= 1
             self._threads -= 1
             return None
 
-    def _done(self, job: Job) -> None:
-        with self._condition:
-            self._running -= 1
-            self._bytes -= job.held_bytes
-            self._limit = min(self._max_threads, self._limit + 1 / self._limit)
-            if self._heap:
-                self._condition.notify()
+    def _may_run(self, priority: int) -> bool:
+        if priority == Priority.SWEEP and len(self._sweeps) >= SWEEP_THREADS:
+            return False
+        return self._running < int(self._limit) and self._bytes < _MAX_BYTES
+
+    def _settle(self, job: Job) -> None:
+        self._sweeps.discard(job)
+        self._running -= 1
+        self._bytes -= job.held_bytes
+        self._limit = min(self._max_threads, self._limit + 1 / self._limit)

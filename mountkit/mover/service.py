@@ -21,6 +21,7 @@ from mountkit.ipc import Message, Progress
 from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
+from mountkit.mover.sweeper import Sweeper
 from mountkit.mover.warm import Warmer
 from mountkit.store.retry import RetryingStore
 
@@ -54,6 +55,7 @@ class Service:
         )
         store.on_slow_down = self._queue.slow_down
         self._readahead = Readahead()
+        self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
         self._trouble = ""
         self._last_error = ""
         self._errors = 0
@@ -64,6 +66,7 @@ class Service:
             "lookup": self._lookup,
             "list": self._list,
             "open": self._open,
+            "opened": self._opened,
             "fetch": self._fetch,
             "hint": self._hint,
             "verify": self._verify,
@@ -101,8 +104,17 @@ class Service:
     # ---- bytes ---------------------------------------------------------------------------------------------
     async def _open(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         wanted = self._wanted(body["object"])
+        self.sweeper.opened(wanted.row, cold=True)
         parts = range(min(_FIRST_PARTS, len(wanted.parts)))
         await self.fetcher.need(wanted, parts, Priority.DEMAND)
+        return {}
+
+    async def _opened(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        """Files that were opened without our help."""
+        for ident in body["objects"]:
+            row = self._catalog.object(ident)
+            if row is not None:
+                self.sweeper.opened(row, cold=False)
         return {}
 
     async def _fetch(self, body: dict[str, Any], _progress: Progress) -> Message | dict[str, Any]:
@@ -132,6 +144,7 @@ class Service:
         return {}
 
     def _read_ahead(self, wanted: Wanted, offset: int, length: int) -> None:
+        self.sweeper.read(wanted.row, offset, length)
         kept = self.fetcher.room_for(MAX_WINDOW_BYTES)
         for parts in self._readahead.observe(wanted.row.id, wanted.row.size, offset, length, kept=kept):
             self.fetcher.start(wanted, parts, Priority.READAHEAD)

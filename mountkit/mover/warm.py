@@ -6,7 +6,8 @@ What the cache would not keep is not fetched but counted apart.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 
 import trio
@@ -80,15 +81,16 @@ class Warmer:
             except MountkitError as exc:
                 self._failed(f"listing: {exc}")
                 return
-        async for entry in self._entries(directory):
-            if entry.kind is Kind.DIRECTORY:
-                listing.start_soon(self._list, entry.inode, listing, work)
-            elif entry.object is not None:
-                self._count(entry.object)
-                await self._files.acquire_on_behalf_of(entry.object)
-                work.start_soon(self._fetch_acquired, entry.object)
+        async with aclosing(self._entries(directory)) as entries:
+            async for entry in entries:
+                if entry.kind is Kind.DIRECTORY:
+                    listing.start_soon(self._list, entry.inode, listing, work)
+                elif entry.object is not None:
+                    self._count(entry.object)
+                    await self._files.acquire_on_behalf_of(entry.object)
+                    work.start_soon(self._fetch_acquired, entry.object)
 
-    async def _entries(self, directory: int) -> AsyncIterator[DirectoryEntry]:
+    async def _entries(self, directory: int) -> AsyncGenerator[DirectoryEntry, None]:
         """Each name of the directory once, in order, also where the entry paged from vanishes meanwhile."""
         cookie, last = 0, b""
         while True:

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
-from mountkit.cache.faults import cache_broken, cache_full
+from mountkit.cache.faults import CacheBroken, cache_broken, cache_full
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectId, ObjectRow
 from mountkit.errors import BadAnswer, MountkitError, ObjectChanged, StoreUnavailable
@@ -200,7 +200,11 @@ async def test_the_version_an_answer_tells_is_reported(cache: CacheWriter) -> No
 @in_trio
 async def test_with_a_full_cache_bytes_come_from_memory(cache: CacheWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """[failures-3]"""
-    monkeypatch.setattr(cache, "admits", lambda size: False)
+
+    def refuse(*_: object) -> None:
+        raise cache_full("its size limit")
+
+    monkeypatch.setattr(cache, "write", refuse)
     async with running(cache) as bench:
         it = bench.put(b"a", 2 * MIB + 5)
         await bench.fetcher.need(it, it.parts, DEMAND)
@@ -230,7 +234,7 @@ def test_where_the_cache_refuses_bytes_they_come_from_memory(
             it = bench.put(b"a", MIB + 5)
             await bench.fetcher.need(it, it.parts, DEMAND)
             assert bench.fetcher.gather(it, 0, it.row.size) == content(it.row.size)
-            assert fault in bench.trouble
+            assert (fault in bench.trouble) == isinstance(fault, CacheBroken), "a full cache is no trouble"
 
     run()
 
