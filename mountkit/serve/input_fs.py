@@ -182,9 +182,17 @@ class InputFileSystem:
 
     # ---- files ---------------------------------------------------------------------------------------------
     def can_open_now(self, inode: int) -> bool:
-        """Whether the first bytes are here, so that an open need not ask the bucket. Raises FileSystemError."""
+        """Whether the first bytes are here, so that an open need not ask the bucket. Raises FileSystemError.
+
+        The mover hears of such an open too, a moment later: what to fetch ahead is found from all opens.
+        """
         file = self._current(inode)
-        return file.row.size == 0 or self._cache.has(file.content, file.row.size, 0)
+        if file.row.size == 0:
+            return True
+        here = self._cache.has(file.content, file.row.size, 0)
+        if here:
+            self._mover.note_opened(file.row.id)
+        return here
 
     async def prepare_open(self, inode: int) -> None:
         """Has the first bytes fetched, so that a changed or forbidden object shows at open. Raises FileSystemError."""

@@ -17,6 +17,7 @@ from mountkit.ipc import Channel, ChannelClosed, Message
 
 log = logging.getLogger(__name__)
 _RETRY_S = 0.1
+_OPENED_S = 0.01
 
 
 class MoverLink:
@@ -31,10 +32,17 @@ class MoverLink:
         self._connected = trio.Event()
         self.lost = trio.Event()
         """Set when a connection breaks; a new event takes its place."""
+        self._opened: list[int] = []
+        self._somebody_opened = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keeps the connection and hands answers to whoever waits, for ever."""
-        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_opened)
+            task_status.started()
+            await self._keep_connected()
+
+    async def _keep_connected(self) -> None:
         while True:
             try:
                 channel = await Channel.connect(self._path)
@@ -113,3 +121,16 @@ class MoverLink:
                 await self._channel.send({"op": op, **arguments})
             except ChannelClosed:
                 return
+
+    def note_opened(self, object_id: int) -> None:
+        """Has the mover told, in a moment and with others, that this file was opened from the cache."""
+        self._opened.append(object_id)
+        self._somebody_opened.set()
+
+    async def _tell_opened(self) -> None:
+        while True:
+            await self._somebody_opened.wait()
+            await trio.sleep(_OPENED_S)
+            self._somebody_opened = trio.Event()
+            opened, self._opened = self._opened, []
+            await self.tell("opened", objects=opened)

@@ -1,0 +1,58 @@
+"""Fetching ahead on real mounts: a shuffled epoch, and what a few random files cost."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import Bucket, CommandLine, wait_until
+from tests.sim import SIZE, SimServer, body_of
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def _mounted(mountkit: CommandLine, server: SimServer) -> Path:
+    return mountkit.mount("s3://sim", "--endpoint", server.url, "--region", "us-east-1", "--anonymous")
+
+
+def _gets(mountkit: CommandLine, root: Path) -> int:
+    return int(mountkit.status(root)["requests"]["get"])
+
+
+def _shuffled(directories: int, files: int) -> list[str]:
+    keys = [f"d{d:04d}/f{f:06d}.jpg" for d in range(directories) for f in range(files)]
+    random.Random(1).shuffle(keys)
+    return keys
+
+
+def test_a_shuffled_epoch_is_fetched_ahead_with_one_get_a_file(bucket: Bucket, mountkit: CommandLine) -> None:
+    with SimServer(10, 150) as server:
+        root = _mounted(mountkit, server)
+        keys = _shuffled(10, 150)
+        for key in keys:
+            assert (root / key).read_bytes() == body_of(key)
+        reads = mountkit.status(root)["reads"]
+        assert reads["fetched_opens"] < 0.5 * len(keys)
+        assert _gets(mountkit, root) <= 1.05 * len(keys)
+
+
+def test_a_hundred_random_files_cost_at_most_four_times_their_bytes(bucket: Bucket, mountkit: CommandLine) -> None:
+    with SimServer(20, 1000) as server:
+        root = _mounted(mountkit, server)
+        for key in _shuffled(20, 1000)[:100]:
+            assert (root / key).read_bytes() == body_of(key)
+        stopped = time.monotonic()
+        counts = [0, 0]
+
+        def quiet() -> bool:
+            counts[:] = [counts[1], _gets(mountkit, root)]
+            return counts[0] == counts[1]
+
+        wait_until(quiet)
+        assert time.monotonic() - stopped < 5.0
+        requests = mountkit.status(root)["requests"]
+        assert 100 < requests["get"] <= 400
+        assert 100 * SIZE < requests["bytes_received"] <= 4 * 100 * SIZE
