@@ -23,6 +23,7 @@ from mountkit import places
 from mountkit.config import parse_duration, parse_size
 from mountkit.errors import EngineError, HostError, MountBusy, MountError, MountkitError, StoreError, UsageError
 from mountkit.run import plan as plans
+from mountkit.run import words
 from mountkit.run.engine import ContainerExit, Engine
 from mountkit.run.plan import Output
 
@@ -116,11 +117,20 @@ def run(
     Call it from the main thread. A signal before the container starts ends with 128 + its number; later ones stop the
     container (see `Engine.run`).
     """
-    wanted = [plans.parse_input(text) for text in inputs]
-    results = [plans.parse_output(text) for text in outputs]
     plans.check_image(image)
-    plans.check_targets(wanted, results)
-    variables = plans.parse_environment(environment, os.environ)
+    merged = plans.merge(
+        plans.RunDefaults(
+            image=image,
+            arguments=tuple(arguments),
+            inputs=tuple(words.parse_input(text) for text in inputs),
+            outputs=tuple(words.parse_output(text) for text in outputs),
+            environment=words.parse_environment(environment, os.environ),
+            tty=tty,
+            name=name or None,
+            shm_size_bytes=shm_size_bytes or None,
+        )
+    )
+    wanted, results = merged.inputs, merged.outputs
     mounter, engine = mounter or Mounts(), engine or _docker()
     engine.check()
     engine.require_image(image)
@@ -131,16 +141,8 @@ def run(
     try:
         with _signals_raise() as signals, _mounted(buckets, mounter, base_directory, run_id, signals) as mounted:
             there |= mounted
-            plan = plans.plan_run(
-                image,
-                arguments,
-                run_id=run_id,
-                inputs=[(there[i.source], i.target) for i in wanted],
-                outputs=written,
-                environment=variables,
-                tty=tty,
-                name=name,
-                shm_size_bytes=shm_size_bytes,
+            plan = plans.plan(
+                merged, run_id=run_id, inputs=[(there[i.source], i.target) for i in wanted], outputs=written
             )
             ended = engine.run(plan, stop_timeout_s=stop_timeout_s)
     except _Stopped as exc:

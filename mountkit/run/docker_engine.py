@@ -239,7 +239,7 @@ class _Signals:
 def _creation(client: APIClient, plan: ContainerPlan) -> dict[str, Any]:
     points = mountinfo.mount_points()
     # An engine may not raise a limit above its own; ours is the best guess at it.
-    nofile = min(plan.nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    nofile = min(plan.ulimits["nofile"].soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     limits: dict[str, Any] = {"shm_size": plan.shm_size_bytes}
     if plan.memory_bytes:
         limits |= {"mem_limit": plan.memory_bytes, "memswap_limit": plan.memory_bytes}

@@ -1,18 +1,17 @@
-"""What a container gets, as pure data: words in, a frozen `ContainerPlan` out.
+"""What a run wants and what its container gets, as pure data: `RunDefaults`, merged, become a frozen `ContainerPlan`.
 
-Nothing here touches a file, a bucket or an engine. `SRC:DEST` is split at its last `:/`, so that a source may hold
-colons, slashes and a query of its own; DEST is always an absolute path inside the container.
+Flags, a run of mountkit.yaml and a preset are all `RunDefaults`; `merge` lets the first that says something win.
+Nothing here touches a file, a bucket or an engine, and no value of a secret is ever in it: only where it comes from.
 """
 
 from __future__ import annotations
 
 import os
-import posixpath
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from mountkit.errors import UsageError
-from mountkit.sources import parse_source
 
 DEFAULT_INPUT = "/data/input"
 DEFAULT_OUTPUT = "/data/output"
@@ -20,21 +19,31 @@ RUN_LABEL = "mountkit.run"
 """The label every container of ours carries; its value is the run's id."""
 DEFAULT_SHM_BYTES = 1 << 30
 """Docker's own 64 MB break every DataLoader with worker processes."""
+DEFAULT_NOFILE = 1 << 16
+DEFAULT_STOP_TIMEOUT_S = 120.0
+DEFAULT_DRAIN_TIMEOUT_S = 600.0
+SECRETS_DIRECTORY = "/run/secrets"
+SHIM_TARGET = "/run/mountkit/entry"
 
-_SYSTEM_TARGETS = ("/", "/proc", "/sys", "/dev")
 _REFUSED_TREES = ("/etc", "/proc", "/sys", "/boot", "/run/docker", "/run/containerd")
 _REFUSED_PLACES = ("/", "/dev", "/run", "/var", "/var/run", "/usr", "/lib", "/bin", "/sbin")
 _SOCKETS = ("docker.sock", "containerd.sock", "podman.sock")
 
+Pull = Literal["always", "missing", "never"]
 
+
+# ---- what is wanted ------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Input:
     """What a container reads: a bucket to be mounted, or a directory of this host."""
 
     source: str
     target: str
+    """Where the container sees it; "" until `merge` gives it the run's place for inputs."""
     is_directory: bool
     """`source` is an absolute path on this host, not a bucket."""
+    options: Mapping[str, str | bool] = field(default_factory=dict)
+    """Options of its mount, by the names of `mountkit mount`; those of the command line win."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,91 +55,134 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Bind:
-    """A host directory shown inside a container."""
+class Volume:
+    """A directory or file of this host, shown to a container as it is."""
 
     source: str
     target: str
-    read_only: bool
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerPlan:
-    """Everything the engine is told about one container."""
+class Secret:
+    """A value that reaches the container as the file /run/secrets/`name`."""
 
-    image: str
-    arguments: tuple[str, ...]
-    """Follow the image's entrypoint; empty: the image's own command."""
-    binds: tuple[Bind, ...]
     name: str
-    labels: Mapping[str, str]
-    environment: Mapping[str, str]
-    tty: bool = False
-    """Gives the container a terminal for its output (colours, progress bars); it never reads ours."""
-    init: bool = True
-    """A small init as PID 1 passes signals on and reaps orphans."""
-    shm_size_bytes: int = DEFAULT_SHM_BYTES
-    nofile: int = 1 << 16
-    memory_bytes: int = 0
-    """0: no limit."""
+    source: str
+    """Where the value is: an absolute path, `env:NAME`, or `fd:N` (an inherited descriptor)."""
+    variable: str = ""
+    """The environment variable the program expects it in; "": the file is enough."""
 
 
-def parse_input(text: str) -> Input:
-    """What `SRC[:DEST]` means. Raises UsageError.
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    soft: int
+    hard: int
 
-    SRC is a directory if it starts with `/`, `.` or `~`; everything else is a bucket, as for `mountkit mount`.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDefaults:
+    """What somebody says about a run: the flags, an entry of mountkit.yaml, a preset. None and empty: nothing said."""
+
+    image: str | None = None
+    arguments: tuple[str, ...] | None = None
+    preset: str | None = None
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    input_target: str | None = None
+    """Where an input goes that names no place of its own."""
+    output_target: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[Secret, ...] = ()
+    mount_options: Mapping[str, str | bool] = field(default_factory=dict)
+    """Options of the mounts this run makes, by the names of `mountkit mount`."""
+    gpus: str | None = None
+    gpus_optional: bool | None = None
+    """Without a GPU runtime: a note instead of a failure."""
+    cpus: float | None = None
+    memory_bytes: int | None = None
+    shm_size_bytes: int | None = None
+    ipc: str | None = None
+    ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
+    user: str | None = None
+    workdir: str | None = None
+    entrypoint: str | None = None
+    network: str | None = None
+    platform: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    name: str | None = None
+    """Name of the container."""
+    run_name: str | None = None
+    """Name of the run in `mountkit runs`."""
+    tty: bool | None = None
+    detach: bool | None = None
+    stop_timeout_s: float | None = None
+    drain_timeout_s: float | None = None
+    pull: Pull | None = None
+    allow_host_paths: bool | None = None
+    rewrite: Callable[[tuple[str, ...]], tuple[str, ...]] | None = None
+    """Turns the words after the image into the program's; a preset's affair."""
+
+
+def merge(flags: RunDefaults, named_run: RunDefaults | None = None, preset: RunDefaults | None = None) -> RunDefaults:
+    """What holds: per field the first that says something. Raises UsageError where two want one place.
+
+    Variables, labels and limits are united by name, secrets by name, inputs, outputs and volumes by their place in the
+    container, which is settled here.
     """
-    source, target = _split(text, "--input", DEFAULT_INPUT)
-    if _names_directory(source):
-        return Input(_host_directory(source, "--input"), target, is_directory=True)
-    parse_source(source)
-    return Input(source, target, is_directory=False)
-
-
-def parse_output(text: str) -> Output:
-    """What `DIR[:DEST]` means. Raises UsageError."""
-    directory, target = _split(text, "--output", DEFAULT_OUTPUT)
-    if "://" in directory:
-        raise UsageError(
-            f"--output: `{directory}` is a bucket, and outputs go to plain directories for now",
-            "write to a directory and upload it afterwards",
+    layers = [layer for layer in (flags, named_run, preset) if layer is not None]
+    first: dict[str, Any] = {}
+    for each in fields(RunDefaults):
+        said = [value for layer in layers if (value := getattr(layer, each.name)) not in (None, (), {})]
+        if said and isinstance(said[0], Mapping):
+            first[each.name] = {name: value for one in reversed(said) for name, value in one.items()}
+        elif said:
+            first[each.name] = said[0]
+    read, written = first.get("input_target", DEFAULT_INPUT), first.get("output_target", DEFAULT_OUTPUT)
+    settled = [
+        replace(
+            layer,
+            inputs=tuple(replace(i, target=i.target or read) for i in layer.inputs),
+            outputs=tuple(replace(o, target=o.target or written) for o in layer.outputs),
         )
-    return Output(_host_directory(directory, "--output"), target)
+        for layer in layers
+    ]
+    for layer in settled:
+        check_targets(layer)
+    first["secrets"] = _united([layer.secrets for layer in settled], lambda secret: secret.name)
+    for kind in ("inputs", "outputs", "volumes"):
+        first[kind] = _united([getattr(layer, kind) for layer in settled], lambda one: one.target)
+    merged = RunDefaults(**first)
+    check_targets(merged)
+    return merged
 
 
-def parse_environment(texts: Iterable[str], surroundings: Mapping[str, str]) -> dict[str, str]:
-    """The variables that `NAME=VALUE` and `NAME` (its value in `surroundings`) mean. Raises UsageError."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not name or "\0" in text:
-            raise UsageError(f"--env: `{text}` is no variable", "write NAME=VALUE, or NAME to pass on your own")
-        if separator:
-            found[name] = value
-        elif name in surroundings:
-            found[name] = surroundings[name]
-        else:
-            raise UsageError(f"--env: the variable {name} is not set here", f"write {name}=VALUE")
-    return found
+def _united(layers: Sequence[Iterable[Any]], key: Callable[[Any], str]) -> tuple[Any, ...]:
+    found: dict[str, Any] = {}
+    for layer in layers:
+        taken = set(found)
+        found |= {key(one): one for one in layer if key(one) not in taken}
+    return tuple(found.values())
 
 
-def check_image(image: str) -> None:
-    """Raises UsageError if `image` cannot be an image's name."""
-    if not image or any(c.isspace() for c in image) or image.startswith("-"):
-        raise UsageError(f"`{image}` is no image name", "write it like name:tag or registry/name:tag")
-
-
-def check_targets(inputs: Sequence[Input], outputs: Sequence[Output]) -> None:
-    """Raises UsageError where two of them would take the same place in the container."""
+def check_targets(wanted: RunDefaults) -> None:
+    """Raises UsageError where two things would take the same place in the container."""
     taken: dict[str, str] = {}
-    named = [(i.source, i.target) for i in inputs] + [(o.directory, o.target) for o in outputs]
-    for source, target in named:
+    named = [(i.source, i.target) for i in wanted.inputs] + [(o.directory, o.target) for o in wanted.outputs]
+    for source, target in named + [(v.source, v.target) for v in wanted.volumes]:
         if target in taken:
             raise UsageError(
                 f"both `{taken[target]}` and `{source}` would be {target} in the container",
                 f"give each its own place, like `{source}:/data/other`",
             )
         taken[target] = source
+
+
+def check_image(image: str) -> None:
+    """Raises UsageError if `image` cannot be an image's name."""
+    if not image or any(c.isspace() for c in image) or image.startswith("-"):
+        raise UsageError(f"`{image}` is no image name", "write it like name:tag or registry/name:tag")
 
 
 def refuse_dangerous(directory: str) -> None:
@@ -143,82 +195,87 @@ def refuse_dangerous(directory: str) -> None:
         )
 
 
-def plan_run(
-    image: str,
-    arguments: Sequence[str] = (),
+# ---- what the container gets ---------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A host directory or file shown inside a container."""
+
+    source: str
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPlan:
+    """Everything the engine is told about one container."""
+
+    image: str
+    arguments: tuple[str, ...] = ()
+    """Follow the image's entrypoint; empty: the image's own command."""
+    binds: tuple[Bind, ...] = ()
+    name: str
+    labels: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    entrypoint: tuple[str, ...] = ()
+    """Empty: the image's own."""
+    tty: bool = False
+    """Gives the container a terminal for its output (colours, progress bars); it never reads ours."""
+    init: bool = True
+    """A small init as PID 1 passes signals on and reaps orphans."""
+    shm_size_bytes: int = DEFAULT_SHM_BYTES
+    ulimits: Mapping[str, Ulimit] = field(default_factory=lambda: {"nofile": Ulimit(DEFAULT_NOFILE, DEFAULT_NOFILE)})
+    memory_bytes: int = 0
+    """0: no limit."""
+    cpus: float = 0.0
+    """0: no limit."""
+    gpus: str = ""
+    ipc: str = ""
+    user: str = ""
+    workdir: str = ""
+    network: str = ""
+    platform: str = ""
+
+
+def plan(
+    wanted: RunDefaults,
     *,
     run_id: str,
     inputs: Sequence[tuple[str, str]] = (),
     outputs: Sequence[tuple[str, str]] = (),
-    environment: Mapping[str, str] | None = None,
-    tty: bool = False,
-    name: str = "",
-    shm_size_bytes: int = 0,
-    memory_bytes: int = 0,
+    binds: Sequence[Bind] = (),
 ) -> ContainerPlan:
-    """The container that runs `image` over `inputs` and `outputs`, each (host directory, DEST).
+    """The container of a merged `wanted` whose `inputs` and `outputs` lie at these (host directory, DEST).
 
-    Raises UsageError. Empty names and sizes of 0 mean the default.
+    `binds` are mountkit's own (secrets, the shim). Raises UsageError.
     """
+    image = wanted.image or ""
     check_image(image)
-    binds = [Bind(source, target, read_only=True) for source, target in inputs]
-    binds += [Bind(source, target, read_only=False) for source, target in outputs]
-    for bind in binds:
-        refuse_dangerous(bind.source)
+    shown = [Bind(source, target, read_only=True) for source, target in inputs]
+    shown += [Bind(source, target, read_only=False) for source, target in outputs]
+    shown += [Bind(volume.source, volume.target, volume.read_only) for volume in wanted.volumes]
+    if not wanted.allow_host_paths:
+        for bind in shown:
+            refuse_dangerous(bind.source)
     return ContainerPlan(
         image=image,
-        arguments=tuple(arguments),
-        binds=tuple(binds),
-        name=name or f"mountkit-{run_id}",
-        labels={RUN_LABEL: run_id},
-        environment=dict(environment or {}),
-        tty=tty,
-        shm_size_bytes=shm_size_bytes or DEFAULT_SHM_BYTES,
-        memory_bytes=memory_bytes,
+        arguments=wanted.arguments or (),
+        binds=(*shown, *binds),
+        name=wanted.name or f"mountkit-{run_id}",
+        labels={**wanted.labels, RUN_LABEL: run_id},
+        environment=dict(wanted.environment),
+        entrypoint=(wanted.entrypoint,) if wanted.entrypoint else (),
+        tty=bool(wanted.tty),
+        shm_size_bytes=wanted.shm_size_bytes or DEFAULT_SHM_BYTES,
+        ulimits={"nofile": Ulimit(DEFAULT_NOFILE, DEFAULT_NOFILE), **wanted.ulimits},
+        memory_bytes=wanted.memory_bytes or 0,
+        cpus=wanted.cpus or 0.0,
+        gpus=wanted.gpus or "",
+        ipc=wanted.ipc or "",
+        user=wanted.user or "",
+        workdir=wanted.workdir or "",
+        network=wanted.network or "",
+        platform=wanted.platform or "",
     )
-
-
-def _split(text: str, flag: str, default: str) -> tuple[str, str]:
-    """Source and target of `text`: at its last `:/` that is not a scheme's `://`."""
-    if not text.strip() or "\0" in text:
-        raise UsageError(f"{flag}: the source is empty", f"write {flag} SOURCE or {flag} SOURCE:/path/in/container")
-    position = text.rfind(":/")
-    if position >= 0 and not text.startswith("://", position):
-        source, target = text[:position], text[position + 1 :]
-        if not source:
-            raise UsageError(f"{flag}: `{text}` names no source", f"write {flag} SOURCE{text}")
-        return source, _target(target, flag)
-    head, colon, tail = text.rpartition(":")
-    if colon and "://" not in text:
-        raise UsageError(
-            f"{flag}: `{tail}` in `{text}` is no absolute path in the container",
-            f"write {flag} {head or 'SOURCE'}:/{tail or 'data/input'}",
-        )
-    return text, default
-
-
-def _target(text: str, flag: str) -> str:
-    normal = posixpath.normpath(text)
-    if ".." in text.split("/"):
-        raise UsageError(f"{flag}: `{text}` climbs out of its place with `..`", "write the plain absolute path")
-    if any(normal == tree or (tree != "/" and _inside(normal, tree)) for tree in _SYSTEM_TARGETS):
-        raise UsageError(
-            f"{flag}: nothing can be mounted at {normal} in a container", f"choose a place like {DEFAULT_INPUT}"
-        )
-    return normal
-
-
-def _names_directory(source: str) -> bool:
-    return source[0] in "/~" or source == "." or source == ".." or source.startswith(("./", "../"))
-
-
-def _host_directory(text: str, flag: str) -> str:
-    directory = os.path.abspath(os.path.expanduser(text))
-    try:
-        refuse_dangerous(directory)
-    except UsageError as exc:
-        raise UsageError(f"{flag}: {exc.sentence}", exc.hint) from None
-    return directory
 
 
 def _inside(path: str, tree: str) -> bool:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pytest
 
 from mountkit.errors import EngineError
 from mountkit.run.docker_engine import DockerEngine
-from mountkit.run.plan import RUN_LABEL, ContainerPlan, plan_run
+from mountkit.run.plan import RUN_LABEL, ContainerPlan, RunDefaults, plan
 
 
 @pytest.fixture
@@ -36,6 +36,19 @@ def nothing_is_left(run_id: str) -> Iterator[None]:
     left = client.containers.list(all=True, filters={"label": f"{RUN_LABEL}={run_id}"})
     client.close()
     assert not left
+
+
+def plan_run(
+    image: str,
+    arguments: Sequence[str],
+    *,
+    run_id: str,
+    inputs: Sequence[tuple[str, str]] = (),
+    outputs: Sequence[tuple[str, str]] = (),
+    **wanted: Any,
+) -> ContainerPlan:
+    wishes = RunDefaults(image=image, arguments=tuple(arguments), **wanted)
+    return plan(wishes, run_id=run_id, inputs=inputs, outputs=outputs)
 
 
 class Outcome:
@@ -106,9 +119,9 @@ def test_environment_init_and_shared_memory_are_as_planned(tiny_image: str, run_
 
 
 def test_a_terminal_is_there_only_if_asked(tiny_image: str, run_id: str) -> None:
-    plan = plan_run(tiny_image, ["sh", "-c", "test -t 1 && echo yes || echo no"], run_id=run_id)
-    assert Outcome(plan).out == b"no\n"
-    assert Outcome(dataclasses.replace(plan, tty=True)).out == b"yes\r\n"
+    planned = plan_run(tiny_image, ["sh", "-c", "test -t 1 && echo yes || echo no"], run_id=run_id)
+    assert Outcome(planned).out == b"no\n"
+    assert Outcome(dataclasses.replace(planned, tty=True)).out == b"yes\r\n"
 
 
 def test_a_missing_source_is_an_error_and_no_directory_appears(tiny_image: str, run_id: str, tmp_path: Path) -> None:
@@ -119,17 +132,17 @@ def test_a_missing_source_is_an_error_and_no_directory_appears(tiny_image: str, 
 
 
 def test_running_out_of_memory_is_known_from_an_ordinary_end(tiny_image: str, run_id: str) -> None:
-    plan = plan_run(tiny_image, ["sh", "-c", "tail /dev/zero"], run_id=run_id, memory_bytes=16 << 20)
-    done = Outcome(plan)
+    planned = plan_run(tiny_image, ["sh", "-c", "tail /dev/zero"], run_id=run_id, memory_bytes=16 << 20)
+    done = Outcome(planned)
     assert done.exit.out_of_memory
     assert done.code == 137
     assert not Outcome(plan_run(tiny_image, ["true"], run_id=run_id)).exit.out_of_memory
 
 
 def test_a_container_that_cannot_start_says_why_and_is_removed(tiny_image: str, run_id: str) -> None:
-    plan = dataclasses.replace(plan_run(tiny_image, ["/nosuch"], run_id=run_id), init=False)
+    planned = dataclasses.replace(plan_run(tiny_image, ["/nosuch"], run_id=run_id), init=False)
     with pytest.raises(EngineError, match="cannot start") as caught:
-        Outcome(plan)
+        Outcome(planned)
     assert caught.value.hint
 
 
