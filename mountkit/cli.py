@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -13,6 +14,8 @@ import click
 from mountkit import __version__, errors
 from mountkit.config import OPTIONS, MountSettings, mount_settings, parse_mount_options
 from mountkit.errors import MountkitError, UsageError
+from mountkit.run import options as run_options
+from mountkit.run.options import RUN_OPTIONS
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 INTERRUPTED = 130
@@ -143,23 +146,88 @@ def _relative(path: str, mount_point: str) -> str:
     return os.path.relpath(mountinfo.resolve(path), mount_point).removeprefix(".")
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option(
-    "--input", "inputs", multiple=True, metavar="SRC[:DEST]", help="Source or directory, read-only in the container."
-)
-@click.option("--output", "outputs", multiple=True, metavar="DIR[:DEST]", help="Directory the container may write to.")
-@click.option("--env", "-e", "environment", multiple=True, metavar="K=V", help="Environment variable of the container.")
-@click.option("--name", default="", metavar="NAME", help="Name of the container.")
-@click.option("--shm-size", default="", metavar="SIZE", help="Size of /dev/shm, for DataLoader workers.")
-@click.option("--stop-timeout", default="", metavar="TIME", help="How long the container may take to stop.")
+def _run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(RUN_OPTIONS):
+        names = (f"--{option.name}", option.short) if option.short else (f"--{option.name}",)
+        if option.parse is None:
+            decorate = click.option(*names, is_flag=True, default=None, help=option.words)
+        else:
+            decorate = click.option(*names, multiple=option.multiple, metavar=option.metavar, help=option.words)
+        command = decorate(command)
+    return command
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@_run_flags
+@click.option("--tty/--no-tty", default=None, help="Give the container a terminal (default: if this is one).")
+@click.option("--dry-run", is_flag=True, help="Print the `docker run` that does the same, secrets hidden, and stop.")
 @_mount_flags
 @click.argument("image")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(image: str, arguments: tuple[str, ...], **options: Any) -> None:
-    """Run IMAGE with its inputs mounted; ends with the container's exit code."""
-    from mountkit.run.command import run_from_flags
+def run(image: str, arguments: tuple[str, ...], dry_run: bool, **options: Any) -> None:
+    """Run IMAGE with its inputs mounted; ends with the container's exit code.
 
-    sys.exit(run_from_flags(image, list(arguments), options))
+    Options stand before IMAGE; everything after it belongs to the program.
+    """
+    from mountkit.run import command
+    from mountkit.run.plan import merge
+
+    wanted = merge(run_options.wanted(options, image=image, arguments=arguments))
+    if wanted.tty is None:
+        wanted = replace(wanted, tty=not wanted.detach and sys.stdin.isatty() and sys.stdout.isatty())
+    if dry_run:
+        click.echo(command.dry_run(wanted))
+        return
+    sys.exit(command.run(wanted))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable: a list of objects.")
+def runs(as_json: bool) -> None:
+    """Show the runs of this user, those that go on and those that have ended."""
+    from mountkit.run import history, records
+
+    history.collect_orphans()
+    summaries = [history.summary(one) for one in records.all_runs()]
+    click.echo(history.as_json(summaries) if as_json else history.as_table(summaries))
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
+def logs(run: str, follow: bool) -> None:
+    """Show what the container of RUN (id, its beginning or end, or name) wrote."""
+    from mountkit.run import history
+
+    history.show_log(run, follow=follow)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@click.option("--kill", is_flag=True, help="Give the container no time to end by itself.")
+def stop(run: str, kill: bool) -> None:
+    """Stop RUN as Ctrl-C would, and wait until nothing of it is left."""
+    from mountkit.run import history
+
+    sys.exit(history.stop(run, kill=kill))
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+def wait(run: str) -> None:
+    """Wait for the end of RUN; ends with its container's exit code."""
+    from mountkit.run import history
+
+    sys.exit(history.wait(run))
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+def rerun(run: str) -> None:
+    """Run again what RUN ran."""
+    from mountkit.run import history
+
+    sys.exit(history.rerun(run))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@
     │   └── MountBusy           4   somebody still works in it
     ├── HostError               5   this machine lacks something (FUSE, rights, disk, an engine)
     │   └── EngineError         6   the container engine does not do as asked
+    │       └── ImageMissing    8   the image is neither here nor to be had
     └── StoreError              7   the bucket said no, or said nothing
         ├── ObjectMissing           the key (or this version of it) is not there
         ├── ObjectChanged           the key holds another version than asked for
@@ -66,6 +67,10 @@ class HostError(MountkitError):
 
 class EngineError(HostError):
     exit_code = 6
+
+
+class ImageMissing(EngineError):
+    exit_code = 8
 
 
 class StoreError(MountkitError):

@@ -35,6 +35,32 @@ def ensure_runtime_directory() -> str:
     return path
 
 
+def ensure_memory_directory() -> str:
+    """A directory of this user's in memory, never on a disk, where the host has one; else the runtime directory.
+
+    Raises HostError if it is not safely ours.
+    """
+    runtime = ensure_runtime_directory()
+    points = mountinfo.mount_points()
+    for parent, path in ((runtime, runtime), ("/dev/shm", f"/dev/shm/mountkit-{os.getuid()}")):
+        point = mountinfo.covering(parent, points)
+        if point is not None and point.fstype == "tmpfs":
+            os.close(_own_directory(os.path.dirname(path), os.path.basename(path), what="directory"))
+            return path
+    return runtime
+
+
+def state_home() -> str:
+    """Where what should outlive a restart of this host lies: receipts and logs of runs. Not created here."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(base, "mountkit")
+
+
+def ensure_directory(path: str, what: str) -> None:
+    """Makes `path` 0700, its parents too. Raises HostError if it is not safely ours."""
+    os.close(_own_directory(os.path.dirname(path), os.path.basename(path), what=what))
+
+
 def keeper_socket(device: str, uid: int | None = None) -> str:
     """The control socket of the mount with this `major:minor`."""
     return os.path.join(runtime_directory(uid), f"keeper-{device.replace(':', '-')}.sock")

@@ -1,67 +1,53 @@
 """`mountkit run`: mount what is not mounted, run the container over it, take away what was mounted.
 
-Everything that can be found wrong is found before anything is started: words, directories, engine, image. The mounts
-of a run lie in a directory of its own below the runtime directory, which only its user may enter; the engine is root.
-Whatever happens between the first mount and the last line, also Ctrl-C, SIGTERM and SIGHUP, the mounts are undone.
+Everything that can be found wrong is found before anything is started: words, directories, secrets, engine, image.
+The mounts of runs lie below the runtime directory, which only its user may enter; the engine is root. Whatever
+happens between the first mount and the last line, also Ctrl-C, SIGTERM and SIGHUP, the run is undone; what `kill -9`
+leaves, the next command of the run family collects.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
-from mountkit import places
-from mountkit.config import parse_duration, parse_size
-from mountkit.errors import EngineError, HostError, MountBusy, MountError, MountkitError, StoreError, UsageError
+from mountkit import mountinfo
+from mountkit.errors import EngineError, HostError, MountError, UsageError
+from mountkit.run import detach, orphans, pulling, secret_files
 from mountkit.run import plan as plans
-from mountkit.run import words
-from mountkit.run.engine import ContainerExit, Engine
-from mountkit.run.plan import Output
+from mountkit.run.answering import must_answer
+from mountkit.run.docker_spec import docker_run
+from mountkit.run.engine import ContainerExit, Engine, Image
+from mountkit.run.job import Job, program_of, with_entrypoint
+from mountkit.run.output import Tee
+from mountkit.run.plan import Bind, Output, RunDefaults
+from mountkit.run.shared_mounts import Mounter, Options, SharedMounts
 
-DEFAULT_STOP_TIMEOUT_S = 120.0
-_ANSWER_TIMEOUT_S = 15.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Mounter(Protocol):
-    """What a run asks of mountkit's mounts."""
-
-    def mount(self, source: str, directory: str) -> None:
-        """Mounts and returns once the mount answers. Raises MountkitError; then nothing is left behind."""
-        ...
-
-    def unmount(self, directory: str, *, force: bool = False) -> None:
-        """Unmounts. Raises MountBusy, MountkitError."""
-        ...
-
-    def state(self, path: str) -> str:
-        """The state of the mount of ours that `path` lies in; "" if it lies in none."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
 class Mounts:
-    """The Mounter of real life: `mountkit.mounts`, with the mount flags of the command line."""
+    """The Mounter of real life: `mountkit.mounts`."""
 
-    flags: Mapping[str, str | bool | None] = field(default_factory=dict)
+    def key(self, source: str, options: Options) -> str:
+        import hashlib
 
-    def mount(self, source: str, directory: str) -> None:
+        # The directory is no part of what makes a mount the same.
+        words = replace(self._settings(source, "/", options), directory="").to_json()
+        return hashlib.blake2b(words.encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
+
+    def mount(self, source: str, directory: str, options: Options) -> None:
         from mountkit import mounts
-        from mountkit.config import mount_settings
 
-        # Processes in a container are seldom the user who mounted.
-        settings = mount_settings(source, directory, **{**self.flags, "allow_other": True})
+        settings = self._settings(source, directory, options)
         credentials = None
-        if passwd_file := self.flags.get("passwd_file"):
+        if passwd_file := options.get("passwd_file"):
             from mountkit.store.passwd import read_passwd_file
 
             credentials = read_passwd_file(str(passwd_file), settings.source.bucket)
@@ -78,80 +64,80 @@ class Mounts:
         info = mounts.find(path)
         return info.state if info else ""
 
+    def details(self, path: str) -> dict[str, Any]:
+        from mountkit import mounts
 
-def run_from_flags(image: str, arguments: Sequence[str], options: Mapping[str, Any]) -> int:
-    """`run` with the options as the command line has them: text, or None where not given. Raises MountkitError."""
-    own = {"inputs", "outputs", "environment", "name", "shm_size", "stop_timeout"}
-    flags = {name: value for name, value in options.items() if name not in own and value is not None}
-    timeout = options.get("stop_timeout")
-    return run(
-        image,
-        arguments,
-        inputs=options.get("inputs") or (),
-        outputs=options.get("outputs") or (),
-        environment=options.get("environment") or (),
-        name=options.get("name") or "",
-        shm_size_bytes=parse_size(options["shm_size"]) if options.get("shm_size") else 0,
-        stop_timeout_s=parse_duration(timeout) if timeout else DEFAULT_STOP_TIMEOUT_S,
-        mounter=Mounts(flags),
-    )
+        info = mounts.find(path)
+        return info.details if info else {}
+
+    @staticmethod
+    def _settings(source: str, directory: str, options: Options) -> Any:
+        from mountkit.config import mount_settings
+
+        # Processes in a container are seldom the user who mounted.
+        return mount_settings(source, directory, **{**options, "allow_other": True})
 
 
 def run(
-    image: str,
-    arguments: Sequence[str] = (),
+    wanted: RunDefaults,
     *,
-    inputs: Sequence[str] = (),
-    outputs: Sequence[str] = (),
-    environment: Sequence[str] = (),
-    name: str = "",
-    shm_size_bytes: int = 0,
-    stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S,
-    tty: bool = False,
     mounter: Mounter | None = None,
     engine: Engine | None = None,
     base_directory: str = "",
+    rerun_of: str = "",
 ) -> int:
-    """The container's exit code, once it has ended and its mounts are gone. Raises MountkitError.
+    """Runs what a merged `wanted` says; the container's exit code, once it has ended and its mounts are gone.
 
-    Call it from the main thread. A signal before the container starts ends with 128 + its number; later ones stop the
-    container (see `Engine.run`).
+    Detached: 0 once it runs. Call it from the main thread. A signal before the container starts ends with 128 + its
+    number; later ones stop the container (see `Engine.run`). Raises MountkitError.
     """
-    plans.check_image(image)
-    merged = plans.merge(
-        plans.RunDefaults(
-            image=image,
-            arguments=tuple(arguments),
-            inputs=tuple(words.parse_input(text) for text in inputs),
-            outputs=tuple(words.parse_output(text) for text in outputs),
-            environment=words.parse_environment(environment, os.environ),
-            tty=tty,
-            name=name or None,
-            shm_size_bytes=shm_size_bytes or None,
-        )
+    plans.check_image(wanted.image or "")
+    mounter = mounter or Mounts()
+    mounts = SharedMounts(mounter, base_directory)
+    runner = _Runner(wanted, mounter, mounts, engine, rerun_of)
+    if not wanted.detach:
+        return runner.run(lambda _: None, show=True)
+    run_id, code = detach.start(lambda started: runner.run(started, show=False))
+    if run_id:
+        print(run_id)  # noqa: T201
+    return code
+
+
+def dry_run(wanted: RunDefaults, *, mounter: Mounter | None = None, engine: Engine | None = None) -> str:
+    """The `docker run` that `run` would be, as one line for a shell; starts nothing and asks no bucket.
+
+    An engine that does not answer is passed over. Raises UsageError.
+    """
+    plans.check_image(wanted.image or "")
+    mounts = SharedMounts(mounter or Mounts())
+    places: dict[str, str] = {}
+    for one in wanted.inputs:
+        options = {**one.options, **wanted.mount_options}
+        places[one.source] = one.source if one.is_directory else mounts.directory(one.source, options)
+    binds: list[Bind] = []
+    if wanted.secrets:
+        hidden = secret_files.place("ID")
+        binds.append(Bind(f"{hidden}/secrets", plans.SECRETS_DIRECTORY, read_only=True))
+    made = plans.plan(
+        wanted,
+        run_id="ID",
+        inputs=[(places[i.source], i.target) for i in wanted.inputs],
+        outputs=[(o.directory, o.target) for o in wanted.outputs],
+        binds=binds,
     )
-    wanted, results = merged.inputs, merged.outputs
-    mounter, engine = mounter or Mounts(), engine or _docker()
-    engine.check()
-    engine.require_image(image)
-    there = {i.source: _answering_directory(i.source, mounter) for i in wanted if i.is_directory}
-    written = [(_writable_directory(output), output.target) for output in results]
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    buckets = [i.source for i in wanted if not i.is_directory]
-    try:
-        with _signals_raise() as signals, _mounted(buckets, mounter, base_directory, run_id, signals) as mounted:
-            there |= mounted
-            plan = plans.plan(
-                merged, run_id=run_id, inputs=[(there[i.source], i.target) for i in wanted], outputs=written
-            )
-            ended = engine.run(plan, stop_timeout_s=stop_timeout_s)
-    except _Stopped as exc:
-        return 128 + exc.number
-    _tell(ended, plan)
-    return ended.code
+    exported = [secret for secret in wanted.secrets if secret.variable]
+    if exported:
+        image = Image("")
+        with contextlib.suppress(EngineError):
+            image = (engine or docker()).image(made.image) or image
+        shim = Bind(f"{secret_files.place('ID')}/entry", plans.SHIM_TARGET, read_only=True)
+        made = replace(made, binds=(*made.binds, shim))
+        made = with_entrypoint(made, secret_files.shim_command(exported, program_of(wanted, image)), image)
+    return docker_run(made, mountinfo.mount_points())
 
 
-def _docker() -> Engine:
+def docker() -> Engine:
+    """The engine of this host. Raises EngineError where its package cannot be used."""
     try:
         from mountkit.run.docker_engine import DockerEngine
     except ImportError as exc:
@@ -159,121 +145,94 @@ def _docker() -> Engine:
     return DockerEngine()
 
 
-def _tell(ended: ContainerExit, plan: plans.ContainerPlan) -> None:
-    if ended.out_of_memory:
-        limit = f"its limit of {plan.memory_bytes >> 20} MiB" if plan.memory_bytes else "its memory limit"
-        _note(f"the container ran out of memory: the kernel killed it at {limit} (exit code {ended.code})")
+def note(text: str) -> None:
+    """Says something that is neither the container's output nor a failure."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"mountkit: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _note(text: str) -> None:
-    print(f"mountkit: {text}", file=sys.stderr, flush=True)  # noqa: T201
+class _Runner:
+    """One call of `run`: checks, then a Job."""
 
+    def __init__(
+        self, wanted: RunDefaults, mounter: Mounter, mounts: SharedMounts, engine: Engine | None, rerun_of: str
+    ) -> None:
+        self._wanted, self._mounter, self._mounts = wanted, mounter, mounts
+        self._given_engine, self._rerun_of = engine, rerun_of
 
-# ---- inputs and outputs --------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def _mounted(
-    sources: Sequence[str], mounter: Mounter, base_directory: str, run_id: str, signals: _Signals
-) -> Iterator[dict[str, str]]:
-    """The directory each of `sources` is mounted at, answering; at the end what was mounted is gone.
-
-    A second `finally` around the first: a signal that arrives just as the first begins raises there and is then spent.
-    """
-    made: dict[str, str] = {}
-    base = ""
-    try:
+    def run(self, started: Callable[[str], None], *, show: bool) -> int:
+        engine = self._given_engine or docker()
+        engine.check()
+        orphans.collect(lambda: engine, self._mounter, self._mounts, note)
+        wanted = settle_gpus(self._wanted, engine)
+        directories = {i.source: self._answering(i.source) for i in wanted.inputs if i.is_directory}
+        outputs = [(_writable_directory(output), output.target) for output in wanted.outputs]
+        secrets = {secret.name: secret_files.read(secret) for secret in wanted.secrets}
         try:
-            for source in dict.fromkeys(sources):
-                base = base or _make_base(base_directory, run_id)
-                directory = os.path.join(base, f"input-{len(made)}")
-                os.mkdir(directory, 0o700)
-                made[source] = directory
-                _mount(source, directory, mounter)
-            yield made
-        finally:
-            signals.hold()
-    finally:
-        for directory in reversed(made.values()):
-            _unmount(directory, mounter)
-        if base:
-            with contextlib.suppress(OSError):
-                os.rmdir(base)
+            with _signals_raise() as signals:
+                image = pulling.required_image(
+                    engine, wanted.image or "", pull=wanted.pull or "missing", platform=wanted.platform or "", say=note
+                )
+                job = Job(
+                    wanted,
+                    image,
+                    engine=engine,
+                    mounter=self._mounter,
+                    mounts=self._mounts,
+                    directories=directories,
+                    outputs=outputs,
+                    secret_values=secrets,
+                    rerun_of=self._rerun_of,
+                )
+                with _undone(job, signals):
+                    ended = self._execute(job, secrets, started, show=show)
+        except _Stopped as exc:
+            return 128 + exc.number
+        _tell(ended, wanted)
+        return ended.code
+
+    def _execute(
+        self, job: Job, secrets: Mapping[str, bytes], started: Callable[[str], None], *, show: bool
+    ) -> ContainerExit:
+        made = job.prepare()
+        stdout, stderr = (sys.stdout.buffer, sys.stderr.buffer) if show else (None, None)
+        with Tee.to_log(job.run.log, stdout, stderr, secrets=secrets.values()) as output:
+            return job.execute(made, output, started)
+
+    def _answering(self, directory: str) -> str:
+        if self._mounter.state(directory) == "dead":
+            raise MountError(
+                f"the mount {directory} is dead",
+                f"clear it away with `mountkit unmount {directory}` and mount it again",
+            )
+        must_answer(directory, f"the input `{directory}`")
+        if not os.path.isdir(directory):
+            raise UsageError(f"the input {directory} is not a directory", "name the directory it lies in")
+        return os.path.realpath(directory)
 
 
-def _make_base(base_directory: str, run_id: str) -> str:
-    parent = base_directory or os.path.join(places.ensure_runtime_directory(), "runs")
-    base = os.path.join(parent, run_id)
-    try:
-        os.makedirs(parent, mode=0o700, exist_ok=True)
-        os.mkdir(base, 0o700)
-    except OSError as exc:
-        raise HostError(f"cannot make the directory {base}: {os.strerror(exc.errno or 0)}") from exc
-    return base
-
-
-def _mount(source: str, directory: str, mounter: Mounter) -> None:
-    try:
-        mounter.mount(source, directory)
-    except MountkitError as exc:
-        exc.sentence = f"cannot mount the input `{source}`: {exc.sentence}"
-        if isinstance(exc, StoreError) and os.path.isdir(source):
-            exc.hint = f"if you mean the directory {source} of this host, write ./{source}"
-        raise
-    _must_answer(directory, source)
-
-
-def _unmount(directory: str, mounter: Mounter) -> None:
-    """Undoes one mount, busy or not; what cannot be undone is said, and changes no exit code."""
-    try:
-        if mounter.state(directory):
-            try:
-                mounter.unmount(directory)
-            except MountBusy as exc:
-                _note(f"{exc.sentence}; cutting it off, as the run has ended")
-                mounter.unmount(directory, force=True)
-        os.rmdir(directory)
-    except MountkitError as exc:
-        _note(f"warning: {directory} is still mounted: {exc.sentence}")
-    except OSError as exc:
-        _note(f"warning: cannot remove {directory}: {os.strerror(exc.errno or 0)}")
-
-
-def _answering_directory(directory: str, mounter: Mounter) -> str:
-    if mounter.state(directory) == "dead":
-        raise MountError(
-            f"the mount {directory} is dead", f"clear it away with `mountkit unmount {directory}` and mount it again"
+def settle_gpus(wanted: RunDefaults, engine: Engine) -> RunDefaults:
+    """`wanted` without GPUs where there are none and only a preset wishes for them. Raises EngineError."""
+    if not wanted.gpus or wanted.gpus == "0":
+        return replace(wanted, gpus=None)
+    if engine.has_gpus():
+        return wanted
+    if not wanted.gpus_optional:
+        raise EngineError(
+            f"--gpus {wanted.gpus}: the container engine has no GPU runtime",
+            "install the NVIDIA Container Toolkit on this machine, or drop --gpus",
         )
-    _must_answer(directory, directory)
-    if not os.path.isdir(directory):
-        raise UsageError(f"the input {directory} is not a directory", "name the directory it lies in")
-    return os.path.realpath(directory)
+    note("no GPU runtime here: the container runs without GPUs")
+    return replace(wanted, gpus=None)
 
 
-def _must_answer(directory: str, shown: str) -> None:
-    """Raises unless `directory` answers. Asked from another process, so that a dead mount cannot hang this one.
-
-    statfs: the kernel never caches its answer.
-    """
-    asker = subprocess.Popen(
-        ["stat", "--file-system", "--format=%T", "--", directory],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)},
-    )
-    hint = "`mountkit status` tells the state of the mounts"
-    try:
-        _, words = asker.communicate(timeout=_ANSWER_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        asker.kill()  # not waited for: it may hang in the kernel as long as the mount does
-        raise MountError(f"the input `{shown}` does not answer within {_ANSWER_TIMEOUT_S:g} s", hint) from None
-    except BaseException:
-        asker.kill()
-        raise
-    if asker.returncode:
-        reason = words.strip().rpartition(": ")[2]
-        if reason == os.strerror(2):
-            raise UsageError(f"the input directory {shown} does not exist", "name an existing one, or a bucket")
-        raise MountError(f"the input `{shown}` does not answer: {reason}", hint)
+def _tell(ended: ContainerExit, wanted: RunDefaults) -> None:
+    if ended.out_of_memory:
+        limit = f"its limit of {wanted.memory_bytes >> 20} MiB" if wanted.memory_bytes else "this machine's limit"
+        note(
+            f"the container ran out of memory: the kernel killed it at {limit} (exit code {ended.code}); "
+            f"a higher --memory, fewer workers or smaller batches help"
+        )
 
 
 def _writable_directory(output: Output) -> str:
@@ -312,6 +271,22 @@ class _Signals:
         if not self._held:
             self._held = True
             raise _Stopped(number)
+
+
+@contextlib.contextmanager
+def _undone(job: Job, signals: _Signals) -> Iterator[None]:
+    """Undoes `job` at the end of the block, disturbed by no signal.
+
+    A second `finally` around the first: a signal that arrives just as the first begins raises there and is then spent.
+    """
+    try:
+        try:
+            yield
+        finally:
+            signals.hold()
+    finally:
+        for sentence in job.undo():
+            note(sentence)
 
 
 @contextlib.contextmanager

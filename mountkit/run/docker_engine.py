@@ -1,4 +1,4 @@
-"""The Docker engine: create, attach, start, follow, remove. The only module that knows the docker package.
+"""The Docker engine: create, attach, start, follow, remove. Only it and docker_link know the docker package.
 
 A container's output is attached before it starts, so its first byte is never lost, and copied byte for byte to ours.
 No container outlives `run`, unless this process is killed with -9 (its label then tells whose it was).
@@ -10,69 +10,112 @@ waits for the container's end. Each has a client of its own, since a requests se
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import io
 import json
 import os
 import queue
-import resource
+import shutil
 import signal
 import socket
 import sys
+import tarfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import docker.errors
-import docker.types
 import requests.exceptions
-from docker.api import APIClient
+from docker.utils import parse_repository_tag
 from docker.utils.socket import STDERR, frames_iter
 
 from mountkit import mountinfo
-from mountkit.errors import EngineError
-from mountkit.run.engine import ContainerExit
-from mountkit.run.plan import Bind, ContainerPlan
+from mountkit.errors import EngineError, ImageMissing
+from mountkit.run import docker_spec
+from mountkit.run.docker_link import DockerLink, last_words, reason
+from mountkit.run.engine import ContainerExit, Found, Image, ImageInside, Output, PullProgress
+from mountkit.run.plan import RUN_LABEL, ContainerPlan
+from mountkit.run.secret_files import user_numbers
 
-DEFAULT_URL = "unix:///var/run/docker.sock"
-_ANSWER_TIMEOUT_S = 60
+if TYPE_CHECKING:
+    from docker.api import APIClient
+
 _LAST_OUTPUT_TIMEOUT_S = 10.0
+_MOST_READ = 1 << 20
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_START_HINT = "install Docker and start it (`apt-get install docker.io`, `systemctl start docker`), or set DOCKER_HOST"
 
 
-class DockerEngine:
+class DockerEngine(DockerLink):
     """The engine at `url` (default: DOCKER_HOST, else the local socket). Making one opens no connection."""
 
     def __init__(self, url: str = "", *, stdout: BinaryIO | None = None, stderr: BinaryIO | None = None) -> None:
-        self.url = url or os.environ.get("DOCKER_HOST") or DEFAULT_URL
+        super().__init__(url)
         self._stdout = stdout or sys.stdout.buffer
         self._stderr = stderr or sys.stderr.buffer
 
-    def __repr__(self) -> str:
-        return f"<DockerEngine {self.url}>"
-
-    def check(self) -> None:
-        """Returns if the engine answers and runs on this host. Raises EngineError."""
-        _refuse_remote(self.url)
-        if self.url.startswith("unix://"):
-            _try_socket(self.url)
-        with self._client() as client, self._translated("does not answer as a container engine does"):
-            client.ping()
-
-    def require_image(self, image: str) -> None:
-        """Returns if the engine has `image`. Raises EngineError."""
-        with self._client() as client, self._translated(f"cannot tell whether it has the image `{image}`"):
+    def image(self, name: str) -> Image | None:
+        """See `Engine.image`."""
+        with self.client() as client, self.translated(f"cannot tell whether it has the image `{name}`"):
             try:
-                client.inspect_image(image)  # type: ignore[no-untyped-call]
+                found: dict[str, Any] = client.inspect_image(name)  # type: ignore[no-untyped-call]
             except docker.errors.ImageNotFound:
-                raise EngineError(
-                    f"the image `{image}` is not on this machine", f"fetch it first: docker pull {image}"
-                ) from None
+                return None
+        config = found.get("Config") or {}
+        return Image(
+            id=found["Id"],
+            digest=next(iter(found.get("RepoDigests") or ()), ""),
+            entrypoint=tuple(config.get("Entrypoint") or ()),
+            command=tuple(config.get("Cmd") or ()),
+            user=config.get("User") or "",
+        )
+
+    def pull(self, name: str, platform: str = "") -> Iterator[PullProgress]:
+        """See `Engine.pull`."""
+        missing = f"the image `{name}` is not on this machine and cannot be pulled"
+        hint = "check its name and tag; `docker login` if its registry wants to know you, `docker load` if it has none"
+        repository, tag = parse_repository_tag(name)
+        with self.client(timeout_s=None) as client:
+            try:
+                lines: Any = client.pull(
+                    repository, tag=tag or "latest", stream=True, decode=True, platform=platform or None
+                )
+                for line in lines:
+                    if error := line.get("error"):
+                        raise ImageMissing(f"{missing}: {_first_sentence(error)}", hint)
+                    detail = line.get("progressDetail") or {}
+                    yield PullProgress(
+                        line.get("id", "") if "progressDetail" in line else "",
+                        line.get("status", ""),
+                        int(detail.get("current") or 0),
+                        int(detail.get("total") or 0),
+                    )
+            except docker.errors.APIError as exc:
+                raise ImageMissing(f"{missing}: {_first_sentence(reason(exc))}", hint) from exc
+            except (docker.errors.DockerException, requests.exceptions.RequestException) as exc:
+                raise ImageMissing(f"{missing}: {last_words(exc)}", hint) from exc
+
+    def look_inside(self, name: str, user: str, run_id: str) -> ImageInside:
+        """See `Engine.look_inside`."""
+        body = {"Image": name, "Cmd": ["never-started"], "Labels": {RUN_LABEL: run_id}}
+        with self.client() as client, self.translated(f"cannot look into the image `{name}`"):
+            container = client.create_container_from_config(body)["Id"]  # type: ignore[no-untyped-call]
+            try:
+                shell = _file_in(client, container, "/bin/sh") is not None
+                users = _file_in(client, container, "/etc/passwd") or b""
+            finally:
+                _remove(client, container)
+        return ImageInside(shell, *user_numbers(user, users.decode(errors="replace")))
+
+    def has_gpus(self) -> bool:
+        """See `Engine.has_gpus`."""
+        with self.client() as client, self.translated("cannot tell what it offers"):
+            information = client.info()
+        known = "nvidia" in (information.get("Runtimes") or {}) or bool(information.get("DiscoveredDevices"))
+        return known or shutil.which("nvidia-container-runtime-hook") is not None
 
     def image_labels(self, image: str) -> dict[str, str] | None:
         """The labels of `image`, or None if the engine does not have it. Raises EngineError."""
-        with self._client() as client, self._translated(f"cannot tell whether it has the image `{image}`"):
+        with self.client() as client, self.translated(f"cannot tell whether it has the image `{image}`"):
             try:
                 found: dict[str, Any] = client.inspect_image(image)  # type: ignore[no-untyped-call]
                 return dict(found["Config"].get("Labels") or {})
@@ -86,62 +129,118 @@ class DockerEngine:
         """
         name, _, tag = image.rpartition(":")
         what = f"cannot import the image `{image}`"
-        with self._client(timeout_s=None) as client, self._translated(what):
+        with self.client(timeout_s=None) as client, self.translated(what):
             answer = str(client.import_image_from_file(archive, repository=name, tag=tag, changes=list(changes)))
         for line in filter(None, answer.splitlines()):
             if error := json.loads(line).get("error"):
                 raise EngineError(f"the engine {what}: {error}")
 
-    def run(self, plan: ContainerPlan, *, stop_timeout_s: float) -> ContainerExit:
+    def run(
+        self,
+        plan: ContainerPlan,
+        *,
+        stop_timeout_s: float,
+        output: Output | None = None,
+        started: Callable[[str], None] | None = None,
+    ) -> ContainerExit:
         """See `Engine.run`."""
-        with _Signals() as events, self._client() as client:
-            with self._translated(f"cannot create a container of `{plan.image}`"):
-                container = client.create_container(**_creation(client, plan))["Id"]
+        with _Signals() as events, self.client() as client:
+            with self.translated(f"cannot create a container of `{plan.image}`"):
+                body = docker_spec.creation(plan, mountinfo.mount_points())
+                made: dict[str, Any] = client.create_container_from_config(  # type: ignore[no-untyped-call]
+                    body, plan.name, plan.platform or None
+                )
+                container = made["Id"]
+
+            def start() -> None:
+                self._start(client, container)
+                if plan.tty:
+                    _fit_terminal(client, container)
+                if started:
+                    started(container)
+
             try:
-                return self._start_and_follow(client, container, plan, events, stop_timeout_s)
+                return self._attach_and_follow(
+                    client, container, output or self._print, events, stop_timeout_s, tty=plan.tty, start=start
+                )
             finally:
                 _remove(client, container)
 
-    def _start_and_follow(
-        self, client: APIClient, container: str, plan: ContainerPlan, events: _Signals, stop_timeout_s: float
-    ) -> ContainerExit:
-        with self._client(timeout_s=None) as stream_client:
-            with self._translated("cannot attach to the container"):
-                stream = stream_client.attach_socket(container, {"stdout": 1, "stderr": 1, "stream": 1, "logs": 0})
-            output = threading.Thread(target=self._copy_output, args=(stream, plan.tty), daemon=True)
-            output.start()
+    def find(self, run_id: str) -> list[Found]:
+        """See `Engine.find`."""
+        with self.client() as client, self.translated("cannot list its containers"):
+            found = client.containers(all=True, filters={"label": f"{RUN_LABEL}={run_id}"})
+        return [Found(one["Id"], one["State"] in ("running", "paused"), one["State"] != "created") for one in found]
+
+    def adopt(self, container: str, *, stop_first: bool, stop_timeout_s: float, output: Output) -> ContainerExit | None:
+        """See `Engine.adopt`."""
+        with _Signals() as events, self.client() as client:
+            with self.translated("does not know the container any more"):
+                found = client.inspect_container(container)
             try:
-                if events.pending():
-                    return ContainerExit(128 + events.first())
-                self._start(client, container)
-                code = self._follow(client, container, events, stop_timeout_s)
-                output.join(_LAST_OUTPUT_TIMEOUT_S)
+                if found["State"]["Status"] == "created":
+                    return None
+                if stop_first and found["State"]["Running"]:
+                    events.ask_to_stop()
+                tty = bool(found["Config"]["Tty"])
+                return self._attach_and_follow(client, container, output, events, stop_timeout_s, tty=tty)
             finally:
-                _close(stream, output)
-            with self._translated("does not say how the container ended"):
+                _remove(client, container)
+
+    def _attach_and_follow(
+        self,
+        client: APIClient,
+        container: str,
+        output: Output,
+        events: _Signals,
+        stop_timeout_s: float,
+        *,
+        tty: bool,
+        start: Callable[[], None] | None = None,
+    ) -> ContainerExit:
+        """Attaches, then calls `start` (None: it runs already, and what it wrote so far comes first)."""
+        with self.client(timeout_s=None) as stream_client:
+            with self.translated("cannot attach to the container"):
+                earlier = 0 if start else 1
+                stream = stream_client.attach_socket(
+                    container, {"stdout": 1, "stderr": 1, "stream": 1, "logs": earlier}
+                )
+            copier = threading.Thread(target=_copy_output, args=(stream, tty, output), daemon=True)
+            copier.start()
+            try:
+                if start:
+                    if events.pending():
+                        return ContainerExit(128 + events.first(), stopped_by=events.first().name)
+                    start()
+                code = self._follow(client, container, events, stop_timeout_s)
+                copier.join(_LAST_OUTPUT_TIMEOUT_S)
+            finally:
+                _close(stream, copier)
+            with self.translated("does not say how the container ended"):
                 state = client.inspect_container(container)["State"]
-            return ContainerExit(code, out_of_memory=bool(state.get("OOMKilled")))
+            asked = events.first().name if events.pending() else ""
+            return ContainerExit(code, out_of_memory=bool(state.get("OOMKilled")), stopped_by=asked)
 
     def _start(self, client: APIClient, container: str) -> None:
         try:
             client.start(container)
         except docker.errors.APIError as exc:
-            raise EngineError(f"the container cannot start: {_reason(exc)}", _start_hint(_reason(exc))) from exc
+            raise EngineError(f"the container cannot start: {reason(exc)}", _start_hint(reason(exc))) from exc
         except (docker.errors.DockerException, requests.exceptions.RequestException) as exc:
-            raise self._gone(exc) from exc
+            raise self.gone(exc) from exc
 
     def _follow(self, client: APIClient, container: str, events: _Signals, stop_timeout_s: float) -> int:
         """The exit code, once the container has ended; meanwhile a first signal stops it, a second kills it."""
 
         def wait() -> None:
-            with self._client(timeout_s=None) as waiter:
+            with self.client(timeout_s=None) as waiter:
                 try:
                     events.put(int(waiter.wait(container, timeout=None)["StatusCode"]))
                 except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as exc:
                     events.put(exc)
 
         def stop() -> None:
-            with self._client(timeout_s=None) as stopper:
+            with self.client(timeout_s=None) as stopper:
                 with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):
                     stopper.stop(container, timeout=max(0, round(stop_timeout_s)))
 
@@ -159,47 +258,14 @@ class DockerEngine:
             elif isinstance(event, int):
                 return event
             else:
-                raise self._gone(event) from event
+                raise self.gone(event) from event
 
-    def _copy_output(self, stream: Any, tty: bool) -> None:
-        """Copies until the container's end; an output of ours that nobody reads any more is passed over."""
-        targets: dict[bool, BinaryIO | None] = {False: self._stdout, True: self._stderr}
+    def _print(self, chunk: bytes, is_error: bool) -> None:
+        """To our own output; one that nobody reads any more is passed over."""
+        target = self._stderr if is_error else self._stdout
         with contextlib.suppress(OSError, ValueError):
-            for kind, chunk in frames_iter(stream, tty):  # type: ignore[no-untyped-call]
-                target = targets[kind == STDERR]
-                if target is None:
-                    continue
-                try:
-                    target.write(chunk)
-                    target.flush()
-                except (OSError, ValueError):
-                    targets[kind == STDERR] = None
-
-    @contextlib.contextmanager
-    def _client(self, timeout_s: int | None = _ANSWER_TIMEOUT_S) -> Iterator[APIClient]:
-        timeout: Any = timeout_s  # the stubs do not know that None means for ever
-        with self._translated("does not answer as a container engine does"):
-            client = APIClient(base_url=self.url, version="auto", timeout=timeout)
-        try:
-            yield client
-        finally:
-            client.close()
-
-    @contextlib.contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
-        """Every exception of docker and requests becomes an EngineError that says `what` failed and why."""
-        try:
-            yield
-        except docker.errors.APIError as exc:
-            raise EngineError(f"the engine {what}: {_reason(exc)}") from exc
-        except (requests.exceptions.RequestException, docker.errors.DockerException) as exc:
-            raise EngineError(f"the engine at {self.url} {what}: {_last_words(exc)}", _START_HINT) from exc
-
-    def _gone(self, exc: BaseException) -> EngineError:
-        return EngineError(
-            f"the engine at {self.url} went away while the container ran: {_last_words(exc)}",
-            "look at its log (journalctl -u docker), start it again and repeat the run",
-        )
+            target.write(chunk)
+            target.flush()
 
 
 class _Signals:
@@ -214,6 +280,10 @@ class _Signals:
         self._seen: list[signal.Signals] = []
         self.put = self._events.put
         self.get = self._events.get
+
+    def ask_to_stop(self) -> None:
+        """As if a first SIGTERM had come."""
+        self._handle(signal.SIGTERM, None)
 
     def pending(self) -> bool:
         return bool(self._seen)
@@ -236,81 +306,31 @@ class _Signals:
         self._events.put(signal.Signals(number))
 
 
-def _creation(client: APIClient, plan: ContainerPlan) -> dict[str, Any]:
-    points = mountinfo.mount_points()
-    # An engine may not raise a limit above its own; ours is the best guess at it.
-    nofile = min(plan.ulimits["nofile"].soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    limits: dict[str, Any] = {"shm_size": plan.shm_size_bytes}
-    if plan.memory_bytes:
-        limits |= {"mem_limit": plan.memory_bytes, "memswap_limit": plan.memory_bytes}
-    host = client.create_host_config(
-        mounts=[_mount(bind, points) for bind in plan.binds],
-        init=plan.init,
-        ulimits=[docker.types.Ulimit(name="nofile", soft=nofile, hard=nofile)],
-        **limits,
-    )
-    return {
-        "image": plan.image,
-        "command": list(plan.arguments) or None,
-        "name": plan.name,
-        "labels": dict(plan.labels),
-        "environment": dict(plan.environment),
-        "tty": plan.tty,
-        "host_config": host,
-    }
+def _copy_output(stream: Any, tty: bool, output: Output) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for kind, chunk in frames_iter(stream, tty):  # type: ignore[no-untyped-call]
+            output(chunk, kind == STDERR)
 
 
-def _mount(bind: Bind, points: list[mountinfo.MountPoint]) -> docker.types.Mount:
-    """A Mount API bind: a missing source is an error, never a silent mkdir.
-
-    With `rslave` the container sees a remount of its source; Docker refuses it where the source mount is private.
-    """
-    point = mountinfo.covering(bind.source, points)
-    shared = point is not None and any(word.startswith(("shared:", "master:")) for word in point.propagation)
-    return docker.types.Mount(
-        target=bind.target,
-        source=bind.source,
-        type="bind",
-        read_only=bind.read_only,
-        propagation="rslave" if shared else None,
-    )
+def _fit_terminal(client: APIClient, container: str) -> None:
+    with contextlib.suppress(OSError, docker.errors.DockerException, requests.exceptions.RequestException):
+        columns, rows = os.get_terminal_size()
+        client.resize(container, rows, columns)
 
 
-def _refuse_remote(url: str) -> None:
-    scheme, _, rest = url.partition("://")
-    if scheme in ("unix", "http+unix") and rest:
-        return
-    if scheme == "tcp" and _is_loopback(rest.partition("/")[0].rpartition(":")[0] or rest):
-        return
-    raise EngineError(
-        f"the container engine at {url} is not on this machine, so it cannot see directories mounted here",
-        "unset DOCKER_HOST, or run mountkit where the engine is",
-    )
-
-
-def _is_loopback(host: str) -> bool:
+def _file_in(client: APIClient, container: str, path: str) -> bytes | None:
+    """The first bytes of a file, also through one link (`/bin` is one in most images); None if it is not there."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _try_socket(url: str) -> None:
-    """Connects once, because the errno says more than any exception of the layers above."""
-    path = url.partition("://")[2]
-    path = path if path.startswith("/") else f"/{path}"
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_ANSWER_TIMEOUT_S)
-        try:
-            probe.connect(path)
-        except PermissionError as exc:
-            raise EngineError(
-                f"you may not talk to the container engine at {path}",
-                "join its group (`sudo usermod -aG docker $USER`, then log in again), or run mountkit as root",
-            ) from exc
-        except OSError as exc:
-            reason = "there is no such socket" if isinstance(exc, FileNotFoundError) else os.strerror(exc.errno or 0)
-            raise EngineError(f"no container engine answers at {path}: {reason}", _START_HINT) from exc
+        chunks, about = client.get_archive(container, path)
+    except docker.errors.NotFound:
+        return None
+    archive = io.BytesIO(b"".join(chunks))
+    if about.get("linkTarget"):
+        return b""
+    with tarfile.open(fileobj=archive) as tar:
+        member = tar.next()
+        file = tar.extractfile(member) if member is not None and member.isfile() else None
+        return file.read(_MOST_READ) if file else b""
 
 
 def _close(stream: Any, output: threading.Thread) -> None:
@@ -328,12 +348,8 @@ def _remove(client: APIClient, container: str) -> None:
         client.remove_container(container, force=True, v=True)
 
 
-def _reason(exc: docker.errors.APIError) -> str:
-    """What the engine said, without the names of its layers."""
-    text = str(exc.explanation or exc).strip().rstrip(".")
-    for marker in ("OCI runtime create failed: ", "runc create failed: ", "starting container process caused: "):
-        text = text.rpartition(marker)[2] or text
-    return text.removesuffix(": unknown")
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")
 
 
 def _start_hint(reason: str) -> str:
@@ -342,10 +358,3 @@ def _start_hint(reason: str) -> str:
     if "permission denied" in reason:
         return "the program in the image is not executable"
     return "the engine's log says more (journalctl -u docker)"
-
-
-def _last_words(exc: BaseException) -> str:
-    """The innermost reason of a chain of wrapped exceptions."""
-    while exc.__cause__ or exc.__context__:
-        exc = exc.__cause__ or exc.__context__ or exc
-    return str(exc).strip() or type(exc).__name__

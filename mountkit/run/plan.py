@@ -129,7 +129,7 @@ def merge(flags: RunDefaults, named_run: RunDefaults | None = None, preset: RunD
     """What holds: per field the first that says something. Raises UsageError where two want one place.
 
     Variables, labels and limits are united by name, secrets by name, inputs, outputs and volumes by their place in the
-    container, which is settled here.
+    container, which is settled here; so are the words after the image, by a preset's `rewrite`.
     """
     layers = [layer for layer in (flags, named_run, preset) if layer is not None]
     first: dict[str, Any] = {}
@@ -139,6 +139,10 @@ def merge(flags: RunDefaults, named_run: RunDefaults | None = None, preset: RunD
             first[each.name] = {name: value for one in reversed(said) for name, value in one.items()}
         elif said:
             first[each.name] = said[0]
+    if first.get("gpus"):  # whether they may be missing is for him to say who asked for them
+        first["gpus_optional"] = next(layer.gpus_optional for layer in layers if layer.gpus)
+    if rewrite := first.pop("rewrite", None):
+        first["arguments"] = rewrite(first.get("arguments", ()))
     read, written = first.get("input_target", DEFAULT_INPUT), first.get("output_target", DEFAULT_OUTPUT)
     settled = [
         replace(

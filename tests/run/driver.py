@@ -8,13 +8,19 @@ import sys
 from typing import Any
 
 from mountkit.errors import MountkitError
+from mountkit.run import options
 from mountkit.run.command import run
+from mountkit.run.plan import merge
+from mountkit.run.shared_mounts import Options
 
 
 class DirectoryMounter:
     """Mounts by putting one file there; waits in `mount` for ever if the source says so."""
 
-    def mount(self, source: str, directory: str) -> None:
+    def key(self, source: str, options: Options) -> str:
+        return source
+
+    def mount(self, source: str, directory: str, options: Options) -> None:
         if source.startswith("slow"):
             print("mounting", flush=True)
             import time
@@ -29,11 +35,16 @@ class DirectoryMounter:
     def state(self, path: str) -> str:
         return "ok" if os.path.exists(os.path.join(path, "file")) else ""
 
+    def details(self, path: str) -> dict[str, Any]:
+        return {}
+
 
 def main() -> int:
     words: dict[str, Any] = json.loads(sys.argv[1])
     try:
-        return run(words.pop("image"), words.pop("arguments"), mounter=DirectoryMounter(), **words)
+        base = words.pop("base_directory")
+        wanted = merge(options.wanted(words, image=words.pop("image"), arguments=words.pop("arguments")))
+        return run(wanted, mounter=DirectoryMounter(), base_directory=base)
     except MountkitError as exc:
         print(f"error: {exc.sentence}", file=sys.stderr)
         return exc.exit_code

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mountkit.errors import BucketMissing, EngineError, MountBusy, MountError, MountkitError, UsageError
-from mountkit.run import command
-from mountkit.run.engine import ContainerExit
-from mountkit.run.plan import ContainerPlan
+from mountkit.errors import BucketMissing, EngineError, ImageMissing, MountBusy, MountError, MountkitError, UsageError
+from mountkit.run import command, options, records, requests
+from mountkit.run.engine import ContainerExit, Found, Image, ImageInside, Output, PullProgress
+from mountkit.run.plan import ContainerPlan, RunDefaults, merge
+from mountkit.run.shared_mounts import Options
 
 
 class FakeMounter:
@@ -25,8 +28,12 @@ class FakeMounter:
         self.refuse: MountkitError | None = None
         self.refuse_after = 0
         self.busy = False
+        self.reads = 0
 
-    def mount(self, source: str, directory: str) -> None:
+    def key(self, source: str, options: Options) -> str:
+        return "".join(c if c.isalnum() else "-" for c in f"{source}{sorted(options.items())}")
+
+    def mount(self, source: str, directory: str, options: Options) -> None:
         if self.refuse and len(self.mounted) >= self.refuse_after:
             raise self.refuse
         self.log.append(f"mount {source}")
@@ -40,6 +47,10 @@ class FakeMounter:
     def state(self, path: str) -> str:
         return "ok" if path in self.mounted else self.states.get(path, "")
 
+    def details(self, path: str) -> dict[str, Any]:
+        self.reads += 10
+        return {"reads": {"opens": self.reads, "read_bytes": 100 * self.reads}} if path in self.mounted else {}
+
 
 class FakeEngine:
     """Runs nothing; `action` happens in its place."""
@@ -50,18 +61,53 @@ class FakeEngine:
         self.ended = ContainerExit(0)
         self.action: Callable[[ContainerPlan], None] = lambda plan: None
         self.plan: ContainerPlan | None = None
+        self.here = self.shell = True
+        self.gpus = False
+        self.says = b""
+        self.found: dict[str, list[Found]] = {}
 
     def check(self) -> None:
         self.log.append("check")
 
-    def require_image(self, image: str) -> None:
+    def image(self, name: str) -> Image | None:
+        return Image("sha256:1", entrypoint=("/main",), command=("--default",)) if self.here else None
+
+    def pull(self, name: str, platform: str = "") -> Iterator[PullProgress]:
         if self.refuse:
             raise self.refuse
+        self.log.append("pull")
+        self.here = True
+        yield PullProgress("layer", "Downloading", 1, 2)
 
-    def run(self, plan: ContainerPlan, *, stop_timeout_s: float) -> ContainerExit:
+    def look_inside(self, name: str, user: str, run_id: str) -> ImageInside:
+        return ImageInside(self.shell, os.getuid(), os.getgid())
+
+    def has_gpus(self) -> bool:
+        return self.gpus
+
+    def run(
+        self,
+        plan: ContainerPlan,
+        *,
+        stop_timeout_s: float,
+        output: Output | None = None,
+        started: Callable[[str], None] | None = None,
+    ) -> ContainerExit:
         self.log.append("run")
         self.plan = plan
+        if started:
+            started("container-1")
         self.action(plan)
+        if output:
+            output(self.says, False)
+        return self.ended
+
+    def find(self, run_id: str) -> list[Found]:
+        return self.found.get(run_id, [])
+
+    def adopt(self, container: str, *, stop_first: bool, stop_timeout_s: float, output: Output) -> ContainerExit | None:
+        self.log.append(f"adopt {container}{' and stop it' if stop_first else ''}")
+        output(self.says, False)
         return self.ended
 
 
@@ -75,9 +121,8 @@ class Bench:
 
     def __call__(self, **words: Any) -> int:
         try:
-            return command.run(
-                "image", ["go"], mounter=self.mounter, engine=self.engine, base_directory=str(self.base), **words
-            )
+            wanted = merge(options.wanted(words, image="image", arguments=["go"]))
+            return command.run(wanted, mounter=self.mounter, engine=self.engine, base_directory=str(self.base))
         finally:
             assert not self.mounter.mounted
             assert not self.base.exists() or not list(self.base.iterdir())
@@ -94,7 +139,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_buckets_are_mounted_before_the_container_and_unmounted_after_it(bench: Bench) -> None:
-    assert bench(inputs=["first:/a", "s3://second/x:/b"]) == 0
+    assert bench(input=["first:/a", "s3://second/x:/b"]) == 0
     assert bench.log == [
         *("check", "mount first", "mount s3://second/x", "run", "unmount s3://second/x", "unmount first"),
     ]
@@ -107,12 +152,12 @@ def test_each_bucket_has_a_private_directory_of_its_own(bench: Bench) -> None:
             assert os.stat(os.path.dirname(bind.source)).st_mode & 0o777 == 0o700
 
     bench.engine.action = look
-    bench(inputs=["first:/a", "second:/b"])
+    bench(input=["first:/a", "second:/b"])
     assert len(set(bench.sources.values())) == 2
 
 
 def test_a_bucket_wanted_at_two_places_is_mounted_once(bench: Bench) -> None:
-    bench(inputs=["first:/a", "first:/b"])
+    bench(input=["first:/a", "first:/b"])
     assert bench.log.count("mount first") == 1
     assert bench.sources["/a"] == bench.sources["/b"]
 
@@ -130,7 +175,7 @@ def test_running_out_of_memory_is_said(bench: Bench, capsys: pytest.CaptureFixtu
 
 def test_a_directory_is_bound_as_it_is_and_not_unmounted(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    bench(inputs=[f"{tmp_path}/data"], outputs=[f"{tmp_path}/new/out"])
+    bench(input=[f"{tmp_path}/data"], output=[f"{tmp_path}/new/out"])
     assert bench.log == ["check", "run"]
     assert bench.sources == {"/data/input": f"{tmp_path}/data", "/data/output": f"{tmp_path}/new/out"}
     assert (tmp_path / "new" / "out").is_dir()
@@ -139,18 +184,18 @@ def test_a_directory_is_bound_as_it_is_and_not_unmounted(bench: Bench, tmp_path:
 def test_a_link_to_a_dangerous_place_is_seen_through(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(UsageError, match="`/etc` would hand this host"):
-        bench(inputs=[f"{tmp_path}/link"])
+        bench(input=[f"{tmp_path}/link"])
     assert "run" not in bench.log
 
 
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        ({"inputs": ["a-bucket", "other"]}, UsageError),
-        ({"inputs": ["a-bucket", "/nosuch/directory:/x"]}, UsageError),
-        ({"inputs": ["a-bucket", "/proc/version:/x"]}, UsageError),
-        ({"inputs": ["a-bucket"], "outputs": ["/dev/null/x"]}, MountkitError),
-        ({"inputs": ["a-bucket"], "environment": ["NOT_SET_ANYWHERE"]}, UsageError),
+        ({"input": ["a-bucket", "other"]}, UsageError),
+        ({"input": ["a-bucket", "/nosuch/directory:/x"]}, UsageError),
+        ({"input": ["a-bucket", "/proc/version:/x"]}, UsageError),
+        ({"input": ["a-bucket"], "output": ["/dev/null/x"]}, MountkitError),
+        ({"input": ["a-bucket"], "env": ["NOT_SET_ANYWHERE"]}, UsageError),
     ],
 )
 def test_what_makes_no_sense_is_found_before_anything_is_mounted(
@@ -162,16 +207,16 @@ def test_what_makes_no_sense_is_found_before_anything_is_mounted(
 
 
 def test_a_missing_image_is_found_before_anything_is_mounted(bench: Bench) -> None:
-    bench.engine.refuse = EngineError("the image is not there")
+    bench.engine.here, bench.engine.refuse = False, ImageMissing("the image is not there")
     with pytest.raises(EngineError):
-        bench(inputs=["first"])
+        bench(input=["first"])
     assert bench.log == ["check"]
 
 
 def test_a_bucket_that_cannot_be_mounted_undoes_the_ones_before_it(bench: Bench) -> None:
     bench.mounter.refuse, bench.mounter.refuse_after = BucketMissing("no such bucket", "check it"), 1
     with pytest.raises(BucketMissing, match="cannot mount the input `second`: no such bucket"):
-        bench(inputs=["first:/a", "second:/b"])
+        bench(input=["first:/a", "second:/b"])
     assert bench.log == ["check", "mount first", "unmount first"]
 
 
@@ -182,14 +227,14 @@ def test_a_bucket_named_like_a_directory_gets_a_hint(
     monkeypatch.chdir(tmp_path)
     bench.mounter.refuse = BucketMissing("no such bucket")
     with pytest.raises(BucketMissing) as caught:
-        bench(inputs=["data"])
+        bench(input=["data"])
     assert "write ./data" in caught.value.hint
 
 
 def test_a_dead_mount_is_not_given_to_a_container(bench: Bench, tmp_path: Path) -> None:
     bench.mounter.states[str(tmp_path)] = "dead"
     with pytest.raises(MountError, match="is dead"):
-        bench(inputs=[str(tmp_path)])
+        bench(input=[str(tmp_path)])
 
 
 def test_an_engine_that_fails_leaves_no_mount(bench: Bench) -> None:
@@ -198,7 +243,7 @@ def test_an_engine_that_fails_leaves_no_mount(bench: Bench) -> None:
 
     bench.engine.action = fail
     with pytest.raises(EngineError):
-        bench(inputs=["first"])
+        bench(input=["first"])
     assert bench.log[-1] == "unmount first"
 
 
@@ -207,20 +252,167 @@ def test_a_mount_that_is_busy_after_the_run_is_cut_off_and_said(
 ) -> None:
     bench.mounter.busy = True
     bench.engine.ended = ContainerExit(3)
-    assert bench(inputs=["first"]) == 3
+    assert bench(input=["first"]) == 3
     assert bench.log[-1] == "unmount first by force"
     assert "is in use" in capsys.readouterr().err
 
 
-def test_the_command_lines_words_become_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
+def test_an_image_that_is_not_here_is_fetched_unless_that_is_forbidden(bench: Bench) -> None:
+    bench.engine.here = False
+    with pytest.raises(ImageMissing, match="--pull never"):
+        bench(pull="never")
+    assert bench() == 0
+    assert bench.log == ["check", "check", "pull", "run"]
+    bench(pull="always")
+    assert bench.log.count("pull") == 2
 
-    def fake_run(image: str, arguments: list[str], **words: Any) -> int:
-        given.update(words, image=image)
-        return 5
 
-    monkeypatch.setattr(command, "run", fake_run)
-    options = {"inputs": ("a-bucket",), "outputs": (), "environment": (), "name": "", "shm_size": "2GiB"}
-    assert command.run_from_flags("image", [], {**options, "stop_timeout": "", "ttl": "5s", "region": None}) == 5
-    assert (given["shm_size_bytes"], given["stop_timeout_s"]) == (2 << 30, command.DEFAULT_STOP_TIMEOUT_S)
-    assert given["mounter"] == command.Mounts({"ttl": "5s"})
+def test_gpus_that_are_not_there_are_an_error_if_asked_for_and_a_note_if_a_preset_wants_them(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(EngineError, match="no GPU runtime"):
+        bench(gpus="all")
+    assert "run" not in bench.log
+    preset = RunDefaults(gpus="all", gpus_optional=True)
+    settled = command.settle_gpus(merge(RunDefaults(), preset), bench.engine)
+    assert settled.gpus is None
+    assert "without GPUs" in capsys.readouterr().err
+    assert not merge(RunDefaults(gpus="all"), preset).gpus_optional
+    bench.engine.gpus = True
+    bench(gpus="all")
+    assert bench.engine.plan and bench.engine.plan.gpus == "all"
+
+
+# ---- secrets -------------------------------------------------------------------------------------------------
+VALUE = "a-value-nobody-may-see"
+
+
+def everything_written(directory: Path) -> bytes:
+    return b"".join(p.read_bytes() for p in directory.rglob("*") if p.is_file())
+
+
+def test_a_secret_is_a_file_in_memory_for_the_time_of_the_run_and_nowhere_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setenv("MINE", VALUE)
+    seen: list[str] = []
+
+    def look(plan: ContainerPlan) -> None:
+        places = {bind.target: bind.source for bind in plan.binds}
+        secret = Path(places["/run/secrets"], "token")
+        assert secret.read_text() == VALUE
+        assert secret.stat().st_mode & 0o777 == 0o400
+        assert secret.parent.parent.parent.stat().st_mode & 0o077 == 0
+        assert VALUE not in repr(plan)
+        seen.append(places["/run/secrets"])
+
+    bench.engine.action = look
+    bench.engine.says = f"arguments: {VALUE[:7]}".encode()
+    assert bench(secret=["token:TOKEN=env:MINE"], env=["OTHER=1"]) == 0
+    assert seen and not os.path.exists(os.path.dirname(seen[0]))
+    assert VALUE.encode() not in everything_written(tmp_path)
+    assert capfdbinary.readouterr().out == f"arguments: {VALUE[:7]}".encode()
+    assert bench.engine.plan
+    assert bench.engine.plan.entrypoint == ("/bin/sh", "/run/mountkit/entry", "token:TOKEN", "--", "/main")
+    assert bench.engine.plan.arguments == ("go",)
+
+
+def test_a_program_that_prints_its_secret_is_blotted_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setenv("MINE", VALUE)
+    bench.engine.says = f"token={VALUE}!".encode()
+    bench(secret=["token=env:MINE"])
+    assert capfdbinary.readouterr().out == b"token=***!"
+    assert VALUE.encode() not in everything_written(tmp_path)
+
+
+def test_a_variable_in_an_image_without_a_shell_is_refused_before_anything_starts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", VALUE)
+    bench.engine.shell = False
+    with pytest.raises(UsageError, match="no /bin/sh"):
+        bench(secret=["token:TOKEN=env:MINE"])
+    assert "run" not in bench.log
+    assert not records.all_runs()
+    assert bench(secret=["token=env:MINE"]) == 0
+
+
+def test_a_secret_that_is_not_there_is_found_first(bench: Bench) -> None:
+    for source in ("env:NOT_SET_ANYWHERE", "/no/such/file", "fd:999"):
+        with pytest.raises(UsageError, match="the secret token"):
+            bench(secret=[f"token={source}"], input=["a-bucket"])
+    assert bench.log == ["check"] * 3
+
+
+# ---- receipts ------------------------------------------------------------------------------------------------
+def test_the_receipt_tells_what_was_read_and_how_it_ended(bench: Bench) -> None:
+    bench.engine.ended = ContainerExit(42)
+    bench(input=["first:/a"], env=["API_KEY=hidden-value"], name_run="night")
+    (run,) = records.all_runs()
+    receipt = run.receipt
+    assert (receipt["exit_code"], receipt["name"], receipt["image_id"]) == (42, "night", "sha256:1")
+    (one,) = receipt["inputs"]
+    assert (one["source"], one["target"], one["objects_opened"], one["bytes_read"]) == ("first", "/a", 10, 1000)
+    assert "hidden-value" not in repr(receipt)
+    assert receipt["command"].startswith("docker run ")
+    assert os.stat(run.path).st_mode & 0o777 == 0o700
+
+
+def test_a_run_whose_container_never_was_is_not_in_the_history(bench: Bench) -> None:
+    bench.mounter.refuse = BucketMissing("no such bucket")
+    with pytest.raises(BucketMissing):
+        bench(input=["first"])
+    assert not records.all_runs()
+
+
+def test_two_runs_at_once_share_one_mount_and_the_last_one_unmounts_it(bench: Bench) -> None:
+    inner: list[str] = []
+
+    def second(plan: ContainerPlan) -> None:
+        bench.engine.action = lambda plan: inner.append(plan.binds[0].source)
+        wanted = merge(options.wanted({"input": ["first"]}, image="image"))
+        assert command.run(wanted, mounter=bench.mounter, engine=bench.engine, base_directory=str(bench.base)) == 0
+        assert inner == [plan.binds[0].source]
+        assert bench.mounter.mounted
+
+    bench.engine.action = second
+    bench(input=["first"])
+    assert [line for line in bench.log if "first" in line] == ["mount first", "unmount first"]
+    assert [run.receipt["inputs"][0]["shared"] for run in records.all_runs()].count(True) >= 1
+
+
+def test_other_options_make_another_mount(bench: Bench) -> None:
+    real = command.Mounts()
+    assert real.key("s3://data", {}) == real.key("data", {})
+    assert real.key("s3://data", {}) != real.key("s3://data", {"ttl": "5s"})
+
+
+def test_a_dry_run_starts_nothing_and_tells_no_secret(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, no_aws: None
+) -> None:
+    monkeypatch.setenv("MINE", VALUE)
+    words = {"input": ["s3://a-bucket:/a"], "secret": ["t:TOKEN=env:MINE"], "env": ["HF_TOKEN=x1y2", "A=b c"]}
+    wanted = merge(options.wanted(words, image="image", arguments=["run", "token=x1y2", "--password", "x1y2"]))
+    line = command.dry_run(wanted, mounter=bench.mounter, engine=bench.engine)
+    assert line.startswith("docker run --rm ")
+    assert "target=/a,readonly" in line and "'A=b c'" in line
+    assert line.endswith(
+        "--entrypoint /bin/sh image /run/mountkit/entry t:TOKEN -- /main run 'token=***' --password '***'"
+    )
+    assert VALUE not in line and "x1y2" not in line
+    assert not bench.log
+
+
+def test_a_rerun_is_the_same_run_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "x1y2")
+    words = {"input": ["first:/a"], "env": ["HF_TOKEN", "A=1"], "memory": "1g", "ulimit": ["nofile=5"]}
+    wanted = merge(options.wanted(words, image="image", arguments=["go"]))
+    again = requests.from_json(json.loads(json.dumps(requests.to_json(wanted))))
+    assert again == wanted
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UsageError, match="the variable HF_TOKEN"):
+        requests.from_json(requests.to_json(wanted))
+    with pytest.raises(UsageError, match="token"):
+        requests.from_json(requests.to_json(replace(wanted, arguments=("token=x",))))

@@ -19,7 +19,7 @@ from typing import Any
 import docker
 import pytest
 
-from mountkit.errors import EngineError
+from mountkit.errors import EngineError, ImageMissing
 from mountkit.run.docker_engine import DockerEngine
 from mountkit.run.plan import RUN_LABEL, ContainerPlan, RunDefaults, plan
 
@@ -146,10 +146,12 @@ def test_a_container_that_cannot_start_says_why_and_is_removed(tiny_image: str, 
     assert caught.value.hint
 
 
-def test_an_image_that_is_not_there_is_named(tiny_image: str) -> None:
-    with pytest.raises(EngineError, match="the image `mountkit/nosuch:1` is not on this machine") as caught:
-        DockerEngine().require_image("mountkit/nosuch:1")
-    assert "docker pull mountkit/nosuch:1" in caught.value.hint
+def test_an_image_that_is_neither_here_nor_to_be_had_is_named(tiny_image: str) -> None:
+    assert DockerEngine().image("localhost:1/nosuch:1") is None
+    with pytest.raises(ImageMissing, match="`localhost:1/nosuch:1` is not on this machine and cannot be") as caught:
+        list(DockerEngine().pull("localhost:1/nosuch:1"))
+    assert caught.value.hint
+    assert "\n" not in caught.value.sentence
 
 
 def test_an_engine_that_is_down_missing_or_elsewhere_is_one_sentence_and_a_hint(tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ class Run:
 
 def test_a_run_mounts_its_bucket_shows_it_and_unmounts_it(tiny_image: str, run_id: str, tmp_path: Path) -> None:
     run = Run(
-        tmp_path, image=tiny_image, arguments=["cat", "/data/input/file"], inputs=["my-bucket"], name=f"mk-{run_id}"
+        tmp_path, image=tiny_image, arguments=["cat", "/data/input/file"], input=["my-bucket"], name=f"mk-{run_id}"
     )
     assert run.line() == "my-bucket"
     assert run.end() == 0
@@ -206,7 +208,7 @@ def test_a_signal_gives_the_container_its_grace(
     tiny_image: str, run_id: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     script = "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.1; done"
-    run = Run(tmp_path, image=tiny_image, arguments=["sh", "-c", script], inputs=["my-bucket"])
+    run = Run(tmp_path, image=tiny_image, arguments=["sh", "-c", script], input=["my-bucket"])
     assert run.line() == "up"
     run.process.send_signal(number)
     assert run.line() == "bye"
@@ -215,7 +217,7 @@ def test_a_signal_gives_the_container_its_grace(
 
 def test_a_second_signal_kills_a_container_that_does_not_listen(tiny_image: str, tmp_path: Path) -> None:
     script = "trap '' TERM; echo up; while :; do sleep 0.1; done"
-    run = Run(tmp_path, image=tiny_image, arguments=["sh", "-c", script], stop_timeout_s=60)
+    run = Run(tmp_path, image=tiny_image, arguments=["sh", "-c", script], stop_timeout=60)
     assert run.line() == "up"
     started = time.monotonic()
     run.process.send_signal(signal.SIGINT)
@@ -227,14 +229,14 @@ def test_a_second_signal_kills_a_container_that_does_not_listen(tiny_image: str,
 
 def test_a_container_that_does_not_listen_is_killed_after_its_grace(tiny_image: str, tmp_path: Path) -> None:
     script = "trap '' TERM; echo up; while :; do sleep 0.1; done"
-    run = Run(tmp_path, image=tiny_image, arguments=["sh", "-c", script], stop_timeout_s=1)
+    run = Run(tmp_path, image=tiny_image, arguments=["sh", "-c", script], stop_timeout=1)
     assert run.line() == "up"
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 137
 
 
 def test_a_signal_while_mounting_undoes_everything(tiny_image: str, tmp_path: Path) -> None:
-    run = Run(tmp_path, image=tiny_image, arguments=["true"], inputs=["first:/a", "slow-bucket:/b"])
+    run = Run(tmp_path, image=tiny_image, arguments=["true"], input=["first:/a", "slow-bucket:/b"])
     assert run.line() == "mounting"
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 128 + signal.SIGTERM
@@ -245,7 +247,7 @@ def test_a_reader_that_goes_away_does_not_disturb_the_container(tiny_image: str,
         tmp_path,
         image=tiny_image,
         arguments=["sh", "-c", "seq 200000; echo done > /data/output/mark"],
-        outputs=[str(tmp_path / "out")],
+        output=[str(tmp_path / "out")],
     )
     assert run.line() == "1"
     run.stop_reading()

@@ -1,0 +1,93 @@
+"""The end of a run, from nothing but its record: take everything away, then write the receipt.
+
+The process of a run ends it so, and whoever collects a run that lost its process does the very same. Each step may be
+repeated: if this is cut short too, the next one begins anew, because the receipt comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mountkit import __version__
+from mountkit.run import records, secret_files
+from mountkit.run.engine import ContainerExit
+from mountkit.run.shared_mounts import Mounter, SharedMounts
+
+
+def close_run(
+    run: records.Run,
+    ended: ContainerExit | None,
+    *,
+    mounter: Mounter,
+    mounts: SharedMounts,
+    failure: str = "",
+    collected: bool = False,
+) -> list[str]:
+    """Ends `run`, whose lock the caller holds and whose container is gone; what went wrong on the way, as sentences.
+
+    `ended` is None where nobody knows how the container ended, or it never was; a run that started nothing is
+    forgotten.
+    """
+    record = run.record
+    secret_files.remove(record.get("secrets_directory") or secret_files.place(run.id))
+    said: list[str] = []
+    inputs: list[dict[str, Any]] = []
+    for one in record.get("inputs") or ():
+        shown = {name: one[name] for name in ("source", "target")}
+        if one.get("mounted"):
+            shown |= _used(one, mounter, mounts)
+        inputs.append(shown)
+    mounted = dict.fromkeys(one["directory"] for one in record.get("inputs") or () if one.get("mounted"))
+    for directory in reversed(mounted):
+        said += mounts.release(directory, run)
+    if ended is None and not (record.get("times") or {}).get("started") and not failure:
+        run.forget()
+    else:
+        run.write_receipt(_receipt(record, ended, inputs, said, failure=failure, collected=collected))
+    return said
+
+
+def _used(one: dict[str, Any], mounter: Mounter, mounts: SharedMounts) -> dict[str, Any]:
+    if "before" not in one:
+        return {}
+    details: dict[str, Any] = {}
+    with contextlib.suppress(OSError):
+        details = mounter.details(one["directory"])
+    if not details:
+        return {"counters": "unknown: the mount did not answer at the end"}
+    used = records.input_of_receipt(one["before"], records.mount_counters(details))
+    sharers = one.get("sharers", 1)
+    return {**used, "shared": max(sharers, len(mounts.users(one["directory"]))) > 1}
+
+
+def _receipt(
+    record: dict[str, Any],
+    ended: ContainerExit | None,
+    inputs: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    *,
+    failure: str,
+    collected: bool,
+) -> dict[str, Any]:
+    times = dict(record.get("times") or {})
+    times["ended"] = time.time()
+    started = times.get("started")
+    kept = ("id", "name", "image", "image_id", "image_digest", "command", "request", "detached", "outputs", "rerun_of")
+    return {
+        "mountkit": __version__,
+        **{name: record[name] for name in kept if record.get(name) not in (None, "")},
+        "inputs": list(inputs),
+        "secrets": record.get("secrets") or [],
+        "times": times,
+        "seconds": round(times["ended"] - started, 3) if started else 0.0,
+        "exit_code": ended.code if ended else None,
+        "out_of_memory": bool(ended and ended.out_of_memory),
+        "memory_limit_bytes": record.get("memory_bytes") or None,
+        "stopped_by": ended.stopped_by if ended else "",
+        "failure": failure,
+        "collected": collected,
+        "notes": list(notes),
+    }
