@@ -182,8 +182,13 @@ class DockerEngine(DockerLink):
                     return None
                 if stop_first and found["State"]["Running"]:
                     events.ask_to_stop()
-                tty = bool(found["Config"]["Tty"])
-                return self._attach_and_follow(client, container, output, events, stop_timeout_s, tty=tty)
+                with self.client(timeout_s=None) as stream_client:
+                    # Not attached: what a container wrote before is only in its log, and one that ended has no streams.
+                    copier = threading.Thread(target=_copy_log, args=(stream_client, container, output), daemon=True)
+                    copier.start()
+                    code = self._follow(client, container, events, stop_timeout_s)
+                    copier.join(_LAST_OUTPUT_TIMEOUT_S)
+                return self._exit(client, container, code, events)
             finally:
                 _remove(client, container)
 
@@ -196,30 +201,28 @@ class DockerEngine(DockerLink):
         stop_timeout_s: float,
         *,
         tty: bool,
-        start: Callable[[], None] | None = None,
+        start: Callable[[], None],
     ) -> ContainerExit:
-        """Attaches, then calls `start` (None: it runs already, and what it wrote so far comes first)."""
         with self.client(timeout_s=None) as stream_client:
             with self.translated("cannot attach to the container"):
-                earlier = 0 if start else 1
-                stream = stream_client.attach_socket(
-                    container, {"stdout": 1, "stderr": 1, "stream": 1, "logs": earlier}
-                )
+                stream = stream_client.attach_socket(container, {"stdout": 1, "stderr": 1, "stream": 1, "logs": 0})
             copier = threading.Thread(target=_copy_output, args=(stream, tty, output), daemon=True)
             copier.start()
             try:
-                if start:
-                    if events.pending():
-                        return ContainerExit(128 + events.first(), stopped_by=events.first().name)
-                    start()
+                if events.pending():
+                    return ContainerExit(128 + events.first(), stopped_by=events.first().name)
+                start()
                 code = self._follow(client, container, events, stop_timeout_s)
                 copier.join(_LAST_OUTPUT_TIMEOUT_S)
             finally:
                 _close(stream, copier)
-            with self.translated("does not say how the container ended"):
-                state = client.inspect_container(container)["State"]
-            asked = events.first().name if events.pending() else ""
-            return ContainerExit(code, out_of_memory=bool(state.get("OOMKilled")), stopped_by=asked)
+            return self._exit(client, container, code, events)
+
+    def _exit(self, client: APIClient, container: str, code: int, events: _Signals) -> ContainerExit:
+        with self.translated("does not say how the container ended"):
+            state = client.inspect_container(container)["State"]
+        asked = events.first().name if events.pending() else ""
+        return ContainerExit(code, out_of_memory=bool(state.get("OOMKilled")), stopped_by=asked)
 
     def _start(self, client: APIClient, container: str) -> None:
         try:
@@ -310,6 +313,13 @@ def _copy_output(stream: Any, tty: bool, output: Output) -> None:
     with contextlib.suppress(OSError, ValueError):
         for kind, chunk in frames_iter(stream, tty):  # type: ignore[no-untyped-call]
             output(chunk, kind == STDERR)
+
+
+def _copy_log(client: APIClient, container: str, output: Output) -> None:
+    with contextlib.suppress(OSError, ValueError, docker.errors.DockerException, requests.exceptions.RequestException):
+        chunks: Iterable[bytes] = client.logs(container, stream=True, follow=True)
+        for chunk in chunks:
+            output(chunk, False)
 
 
 def _fit_terminal(client: APIClient, container: str) -> None:

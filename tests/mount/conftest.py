@@ -163,7 +163,7 @@ def bucket(seaweed: SeaweedServer, proxy: LoggingProxy) -> Iterator[Bucket]:
 @pytest.fixture
 def mountkit(bucket: Bucket, tmp_path: Path) -> Iterator[CommandLine]:
     before = our_processes()
-    line = CommandLine(tmp_path, bucket.environment)
+    line = CommandLine(tmp_path, {**bucket.environment, "XDG_STATE_HOME": str(tmp_path / "state")})
     yield line
     line.close()
     wait_until(lambda: not set(our_processes()) - set(before), seconds=15)

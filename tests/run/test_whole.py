@@ -1,0 +1,180 @@
+"""`mountkit run` as a user types it: a real bucket, real mounts, real containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mountkit import mountinfo
+from mountkit.run.docker_engine import DockerEngine
+from tests.mount.conftest import Bucket, CommandLine, content, our_processes, wait_until
+from tests.mount.conftest import bucket as bucket
+from tests.mount.conftest import proxy as proxy
+
+
+def processes_of(place: Path) -> list[int]:
+    """Processes of mountkit that hold something below `place` open; others may run mounts on this machine too."""
+    found = []
+    for pid in our_processes():
+        try:
+            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        if any(link.startswith(str(place)) for link in links):
+            found.append(pid)
+    return found
+
+
+@pytest.fixture
+def line(bucket: Bucket, tmp_path: Path) -> Iterator[CommandLine]:
+    yield CommandLine(tmp_path, {**bucket.environment, "XDG_STATE_HOME": str(tmp_path / "state")})
+    wait_until(lambda: not processes_of(tmp_path), seconds=15)
+
+
+def start(line: CommandLine, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mountkit.cli", "run", *words],
+        env=line.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_mounts(bucket: Bucket) -> list[str]:
+    """The mounts of this test's bucket alone."""
+    return [m.directory for m in mountinfo.ours() if bucket.prefix.rstrip("/") in m.source]
+
+
+def history(line: CommandLine) -> list[dict[str, Any]]:
+    result = line.run("runs", "--json")
+    assert result.code == 0, result.err
+    found: list[dict[str, Any]] = json.loads(result.out)
+    return found
+
+
+def test_the_history_and_the_receipt_tell_what_a_run_read(
+    bucket: Bucket,
+    line: CommandLine,
+    tiny_image: str,
+) -> None:
+    for n in range(20):
+        bucket.put(f"{n:02d}", content(n, 10_000))
+    words = ("run", "--name-run", "night", "--cache", str(line.cache), "--input", f"{bucket.source}:/in")
+    result = line.run(*words, tiny_image, "sh", "-c", "cat /in/* > /dev/null; exit 3", timeout=90)
+    assert result.code == 3, result.err
+    (one,) = history(line)
+    assert (one["name"], one["exit_code"], one["objects_opened"]) == ("night", 3, 20)
+    receipt = json.loads(Path(one["receipt"]).read_text())
+    (given,) = receipt["inputs"]
+    assert given["bytes_fetched"] == 200_000
+    assert given["requests"]["get"] >= 20
+    assert not given["shared"]
+    assert bucket.environment["AWS_SECRET_ACCESS_KEY"] not in Path(one["receipt"]).read_text()
+    again = line.run("rerun", "night", timeout=90)
+    assert again.code == 3, again.err
+    assert [r["bytes_fetched"] for r in history(line)] == [200_000, 0], "the second one read the cache"
+    assert not run_mounts(bucket)
+
+
+def test_two_runs_at_once_share_one_mount_and_the_last_one_unmounts_it(
+    bucket: Bucket,
+    line: CommandLine,
+    tiny_image: str,
+    tmp_path: Path,
+) -> None:
+    bucket.put("x", b"x")
+    (tmp_path / "out").mkdir()
+    script = "echo up; while [ ! -e /data/output/$0 ]; do sleep 0.05; done; cat /in/x"
+    words = ("--cache", str(line.cache), "--input", f"{bucket.source}:/in", "--output", str(tmp_path / "out"))
+    both = [start(line, *words, tiny_image, "sh", "-c", script, name) for name in ("first", "second")]
+    for process in both:
+        assert process.stdout and process.stdout.readline() == "up\n"
+    assert len(run_mounts(bucket)) == 1
+    for name, process, left in zip(("first", "second"), both, (1, 0), strict=True):
+        (tmp_path / "out" / name).touch()
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, "x"), err
+        assert len(run_mounts(bucket)) == left
+
+
+def test_what_kill_9_leaves_is_collected_by_the_next_runs(
+    bucket: Bucket,
+    line: CommandLine,
+    tiny_image: str,
+) -> None:
+    bucket.put("x", b"x")
+    words = ("--cache", str(line.cache), "--stop-timeout", "1s", "--input", f"{bucket.source}:/in")
+    process = start(line, *words, tiny_image, "sh", "-c", "cat /in/x; echo; sleep 600")
+    assert process.stdout and process.stdout.readline() == "x\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(run_mounts(bucket)) == 1
+    result = line.run("runs")
+    assert "lost its process; stopping its container" in result.err
+    assert not run_mounts(bucket)
+    (one,) = history(line)
+    assert one["collected"]
+    assert one["exit_code"] in (137, 143)
+    assert not DockerEngine().find(one["id"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--input", "s3://data/x?endpoint=http://127.0.0.1:1", "{image}", "true"], 7, "cannot mount the input"),
+        (["localhost:1/nosuch:1"], 8, "is not on this machine and cannot be pulled"),
+        (["--pull", "never", "nosuch:1"], 8, "--pull never"),
+        (["--gpus", "all", "{image}", "true"], 6, "no GPU runtime"),
+        (["--memory", "lots", "{image}"], 2, "--memory"),
+        (["--nosuch", "{image}"], 2, "--nosuch"),
+        (["--volume", "/etc:/x", "{image}"], 2, "would hand this host to the container"),
+        (["--volume", "/var/run/docker.sock:/x", "{image}"], 2, "would hand this host to the container"),
+        (["--output", "s3://data/out", "{image}"], 2, "is a bucket"),
+        (["--network", "nosuch", "{image}", "true"], 6, "nosuch"),
+    ],
+)
+def test_what_is_wrong_is_two_lines_and_an_exit_code_and_nothing_starts(
+    bucket: Bucket,
+    line: CommandLine,
+    tiny_image: str,
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
+    filled = [word.format(image=tiny_image) for word in words]
+    result = line.run("run", "--cache", str(line.cache), *filled, timeout=90)
+    assert result.code == code, result.err
+    lines = [each for each in result.err.splitlines() if not each.startswith("mountkit: fetching")]
+    assert said in lines[0] and lines[0].startswith("error: ")
+    assert len(lines) == 2 and lines[1].startswith("hint: ")
+    assert history(line) == []
+    assert not run_mounts(bucket)
+
+
+def test_an_engine_that_is_down_is_an_exit_code_of_its_own(line: CommandLine) -> None:
+    environment = {**line.environment, "DOCKER_HOST": f"unix://{line.base}/none.sock"}
+    result = line.run("run", "image", environment=environment)
+    assert result.code == 6
+    assert "no container engine answers" in result.err
+
+
+def test_host_paths_are_shown_if_that_is_said(line: CommandLine, tiny_image: str) -> None:
+    words = ("--allow-host-paths", "--volume", "/etc/hostname:/name:ro", tiny_image, "cat", "/name")
+    result = line.run("run", *words)
+    assert (result.code, result.out) == (0, Path("/etc/hostname").read_text()), result.err
+
+
+def test_help_is_quick_and_names_every_option(line: CommandLine) -> None:
+    assert min(line.run("--help").seconds for _ in range(3)) < 0.3 * max(1.0, os.getloadavg()[0] / 2)
+    words = line.run("run", "--help").out
+    for option in ("--input", "--secret", "--gpus", "--detach", "--tty / --no-tty", "--dry-run", "--ttl"):
+        assert option in words
