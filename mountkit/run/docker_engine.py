@@ -254,6 +254,8 @@ class DockerEngine(DockerLink):
             if isinstance(event, signal.Signals):
                 if not stopping:
                     stopping = True
+                    grace = f"stopping the container, which has {stop_timeout_s:g} s to end; a second signal kills it"
+                    self._print(f"mountkit: {event.name}: {grace}\n".encode(), True)
                     threading.Thread(target=stop, daemon=True).start()
                     continue
                 with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):

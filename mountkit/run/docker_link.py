@@ -18,6 +18,7 @@ from mountkit.errors import EngineError
 _SOCKETS = ("/var/run/docker.sock", "{run}/docker.sock", "/run/podman/podman.sock", "{run}/podman/podman.sock")
 """Docker, rootless Docker, Podman, rootless Podman: the first that is there."""
 _ANSWER_TIMEOUT_S = 60
+_CONFLICT = 409
 _START_HINT = "install Docker and start it (`apt-get install docker.io`, `systemctl start docker`), or set DOCKER_HOST"
 
 
@@ -54,7 +55,8 @@ class DockerLink:
         try:
             yield
         except docker.errors.APIError as exc:
-            raise EngineError(f"the engine {what}: {reason(exc)}") from exc
+            hint = "choose another --name, or remove that container" if exc.status_code == _CONFLICT else ""
+            raise EngineError(f"the engine {what}: {reason(exc)}", hint) from exc
         except (requests.exceptions.RequestException, docker.errors.DockerException) as exc:
             raise EngineError(f"the engine at {self.url} {what}: {last_words(exc)}", _START_HINT) from exc
 
