@@ -50,6 +50,7 @@ class Bench:
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # what `up` has not read is left for `communicate`
         )
         self.processes.append(process)
         return process
@@ -238,7 +239,7 @@ def test_with_no_engine_an_orphan_is_left_for_the_next_time_and_that_is_said(ben
 # ---- secrets in real containers ------------------------------------------------------------------------------
 @pytest.mark.parametrize("user", ["", "65534", "nobody"])
 def test_a_secret_reaches_the_program_and_shows_nowhere_else(bench: Bench, user: str, tmp_path: Path) -> None:
-    script = 'echo up; test "$TOKEN" = "$(cat /run/secrets/token)" && echo same; echo "$TOKEN"; set; while :; do sleep 0.1; done'
+    script = 'echo up; test "$TOKEN" = "$(cat /run/secrets/token)" && echo same; echo "$TOKEN"; set; echo .; sleep 60'
     process = bench.start(script, secret=["token:TOKEN=env:MINE"], user=user or None)
     run = bench.up(process)
     client = docker.from_env()
@@ -247,7 +248,7 @@ def test_a_secret_reaches_the_program_and_shows_nowhere_else(bench: Bench, user:
     assert RUN_LABEL in inspected
     assert SECRET not in inspected
     assert SECRET not in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
-    wait_until(lambda: b"PWD=" in Path(run.log).read_bytes())
+    wait_until(lambda: b"\n.\n" in Path(run.log).read_bytes())
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=30)
     assert out.startswith(b"same\n***\n")
