@@ -112,6 +112,16 @@ def status(directory: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("directory")
+def upgrade(directory: str) -> None:
+    """Replace the processes of a live mount by the installed version of mountkit. Readers go on meanwhile."""
+    from mountkit import mounts
+
+    info = mounts.upgrade(directory)
+    click.echo(f"{info.directory} is served by mountkit {info.details['version']}")
+
+
+@cli.command()
+@click.argument("directory")
 def refresh(directory: str) -> None:
     """Ask the bucket anew for everything known below DIRECTORY, and have the kernel forget what changed."""
     from mountkit import mounts

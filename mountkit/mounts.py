@@ -14,6 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -252,6 +253,31 @@ def _required(path: str) -> MountInfo:
     if not info.details:
         raise MountError(f"the mount {info.directory} is {info.state} (owner: user {info.owner_uid})", "try again")
     return info
+
+
+def upgrade(path: str) -> MountInfo:
+    """Has every process of a mount replaced by one that runs the code installed now; readers go on.
+
+    Returns how the mount is then. Raises MountError if no new keeper answers in time.
+    """
+    keeper, before = client(path)
+    with keeper:
+        keeper.call("upgrade", timeout_s=_READY_S)
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        info = _required_soon(before.directory)
+        if info is not None and info.details["keeper_pid"] != before.details["keeper_pid"] and info.state != "starting":
+            return info
+        time.sleep(0.05)
+    raise MountError(f"no new keeper answers for {before.directory} within {_READY_S:g} s", "its log may say why")
+
+
+def _required_soon(directory: str) -> MountInfo | None:
+    """The mount, or None while its keeper is being replaced. Raises MountError if it is gone."""
+    info = find(directory)
+    if info is None or info.state == "dead":
+        raise MountError(f"the mount {directory} has ended meanwhile")
+    return info if info.details else None
 
 
 # ---- end -----------------------------------------------------------------------------------------------------

@@ -113,6 +113,7 @@ async def _serve(channel: Channel, start: Message) -> None:
             await channel.send({"pid": os.getpid(), "region": region})
             channel.close()
             nursery.start_soon(_end_when_lost, service)
+            nursery.start_soon(_end_when_retired, service, nursery.cancel_scope)
             await _until_nobody_needs_us(peers, service)
             nursery.cancel_scope.cancel()
     finally:
@@ -140,6 +141,9 @@ async def _answer(channel: Channel, service: Service, peers: _Peers) -> None:
                     service.goodbye.set()
                 peers.go()
             return {"last": not peers.count}
+        if operation == "retire":
+            service.retired.set()
+            return {}
         return await service.handle(request, progress)
 
     try:
@@ -152,6 +156,11 @@ async def _answer(channel: Channel, service: Service, peers: _Peers) -> None:
 async def _end_when_lost(service: Service) -> None:
     await service.lost.wait()
     raise MountError("catalog or cache were deleted or damaged; the next mover begins them anew")
+
+
+async def _end_when_retired(service: Service, scope: trio.CancelScope) -> None:
+    await service.retired.wait()
+    scope.cancel()
 
 
 async def _until_nobody_needs_us(peers: _Peers, service: Service) -> None:

@@ -60,6 +60,8 @@ class Service:
         self._last_error = ""
         self._errors = 0
         self.goodbye = trio.Event()
+        self.retired = trio.Event()
+        """Set by a keeper that wants another mover, with the code that is installed now."""
         self.lost = trio.Event()
         """Set when catalog or cache were deleted or damaged under us: the next mover begins them anew."""
         self._operations: dict[str, Callable[[dict[str, Any], Progress], Awaitable[Message | dict[str, Any]]]] = {

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import trio
 
-from mountkit import __version__, errors, ipc, logs, mountinfo, places, processes
+from mountkit import errors, ipc, logs, mountinfo, places, processes
 from mountkit.config import MountSettings
 from mountkit.errors import HostError, MountBusy, MountError, MountkitError
-from mountkit.ipc import Channel, ChannelClosed, Message, Progress
-from mountkit.serve import locks, messages, session
+from mountkit.ipc import Channel, ChannelClosed, Message
+from mountkit.serve import locks, session
+from mountkit.serve.control import Control
 from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
 from mountkit.serve.session import Session
@@ -34,6 +33,8 @@ log = logging.getLogger(__name__)
 _PROOF_S = 10.0
 _STOP_S = 5.0
 _LOCK_S = 10.0
+_ANSWER_S = 0.1
+"""Time for the answer to the order that ends us."""
 
 
 class Keeper:
@@ -42,12 +43,8 @@ class Keeper:
     def __init__(self, settings: MountSettings, *, secrets_fd: int | None) -> None:
         self.settings = settings
         self._secrets_fd = secrets_fd
-        self._since = time.time()
-        self._state = "starting"
         self._undo = False
         """Whether the mount was made by us and nobody has been told of it: then it goes if we fail."""
-        self._stop = trio.Event()
-        self._ended = trio.Event()
 
     async def run(self, report: Channel | None) -> None:
         """Mounts and keeps the mount until it is unmounted. Raises MountkitError if it cannot be mounted."""
@@ -143,6 +140,9 @@ class Keeper:
         self, nursery: trio.Nursery, mounted: Session, report: Channel | None, adopted: dict[str, Any] | None = None
     ) -> None:
         self._mounted = mounted
+        control = self._control = Control(
+            self.settings, self._state_path, mounted, self._servers, self._mover, self._shared
+        )
         socket_path = places.keeper_socket(mounted.device)
         async with contextlib.AsyncExitStack() as stack:
             # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's.
@@ -155,10 +155,10 @@ class Keeper:
             except locks.LockHeld:
                 raise HostError("another keeper has this session already") from None
             listener = await stack.enter_async_context(ipc.listening(socket_path))
-            control = await stack.enter_async_context(trio.open_nursery())
-            stack.callback(control.cancel_scope.cancel)
+            answering = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(answering.cancel_scope.cancel)
             stack.push_async_callback(self._take_down)
-            control.start_soon(ipc.serve, listener, self._answer)
+            answering.start_soon(ipc.serve, listener, control.answer)
             if adopted is not None and report is not None:
                 with contextlib.suppress(MountError):  # the heir may be gone or have lost patience; the others join
                     await _report(report, {"listening": True})
@@ -168,19 +168,17 @@ class Keeper:
                 await self._prove()
                 if report is not None:
                     await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
-            self._state, self._undo = "ok", False
+            control.state, self._undo = "ok", False
             log.info("%s is mounted at %s", self.settings.source, mounted.directory)
             await self._until_the_end()
 
     async def _start_servers(self, nursery: trio.Nursery, socket_path: str, adopted: dict[str, Any] | None) -> None:
         s = self.settings
-        passthrough = s.passthrough and os.getuid() == 0 and messages.kernel_offers_passthrough(self._mounted.init)
-        self._passthrough = passthrough
         start = {
             "settings": s.to_json(),
             "init": self._mounted.init.hex(),
             "device": self._mounted.device,
-            "passthrough": passthrough,
+            "passthrough": self._control.passthrough,
             "mover_socket": self._mover.socket_path,
             "region": self._mover.region,
             "keeper_socket": socket_path,
@@ -204,14 +202,20 @@ class Keeper:
     # ---- end -----------------------------------------------------------------------------------------------
     async def _end_with_servers(self) -> None:
         await self._servers.session_ended.wait()
-        self._ended.set()
-        self._stop.set()
+        self._control.session_gone.set()
+        self._control.stop.set()
 
     async def _until_the_end(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_on_signal)
-            await self._stop.wait()
+            nursery.start_soon(self._leave_when_retired, nursery.cancel_scope)
+            await self._control.stop.wait()
             nursery.cancel_scope.cancel()
+
+    async def _leave_when_retired(self, scope: trio.CancelScope) -> None:
+        await self._control.retire.wait()
+        await trio.sleep(_ANSWER_S)
+        scope.cancel()
 
     async def _stop_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
@@ -223,16 +227,18 @@ class Keeper:
                     log.warning("%s is in use; who uses it is cut off in %g s", self._mounted.directory, _STOP_S)
                 except MountError as exc:
                     log.warning("%s", exc)
-                self._stop.set()
+                self._control.stop.set()
 
     async def _take_down(self) -> None:
         """Ends the mount, on an order; who still uses it has a few seconds. A keeper that fails leaves it alone."""
-        if not (self._undo or self._stop.is_set()):
-            log.error("this keeper ends without an order; the mount stays, its servers will start another keeper")
+        control = self._control
+        if not (self._undo or control.stop.is_set()):
+            why = "by order" if control.retire.is_set() else "without an order"
+            log.warning("this keeper ends %s; the mount stays, its servers start another keeper", why)
             return
-        self._state = "stopping"
+        control.state = "stopping"
         with trio.CancelScope(shield=True):
-            if not self._ended.is_set():
+            if not control.session_gone.is_set():
                 await trio.to_thread.run_sync(_take_away, self._mounted)
                 with trio.move_on_after(_STOP_S):
                     await self._servers.session_ended.wait()
@@ -240,105 +246,6 @@ class Keeper:
             await trio.to_thread.run_sync(_take_away, self._mounted)
             await self._mover.goodbye()
         log.info("%s is unmounted", self._mounted.directory)
-
-    # ---- control socket ------------------------------------------------------------------------------------
-    async def _answer(self, channel: Channel) -> None:
-        first = await _first(channel)
-        if first is None:
-            channel.close()
-        elif first.body.get("op") == "join":
-            await self._servers.join(first.body, channel)
-        else:
-            channel.push_back(first)
-            await ipc.answer_requests(channel, self._handle)
-
-    async def _handle(self, request: Message, _progress: Progress) -> dict[str, Any]:
-        operation = request.body.get("op")
-        if operation == "status":
-            return await self.status()
-        if operation == "unmount":
-            return await self._unmount(force=bool(request.body.get("force")))
-        if operation == "refresh":
-            return await self._refresh(str(request.body.get("path", "")))
-        raise MountError(
-            f"this mount does not know how to `{operation}`", "is it served by another version of mountkit?"
-        )
-
-    async def _unmount(self, *, force: bool) -> dict[str, Any]:
-        directory = self._mounted.directory
-        if force:
-            session.abort(self._mounted.device)
-            await trio.to_thread.run_sync(lambda: session.unmount(directory, lazy=True))
-            self._ended.set()
-        else:
-            await trio.to_thread.run_sync(session.unmount, directory)
-        self._stop.set()
-        return {"unmounted": True, "keeper_pid": os.getpid(), "mover_pid": self._mover.pid}
-
-    async def _refresh(self, path: str) -> dict[str, Any]:
-        answer = await self._mover.link.call("refresh", budget_s=600.0, path=path)
-        changes = answer.body["changes"]
-        if changes:
-            command = processes.command("mountkit.serve.notifier", str(self._mounted.fd))
-            with trio.move_on_after(30.0):
-                await trio.run_process(
-                    command,
-                    stdin=json.dumps(changes).encode(),
-                    pass_fds=[self._mounted.fd],
-                    cwd="/",
-                    env=processes.environment(),
-                    check=False,
-                )
-        return {"changed": len(changes)}
-
-    async def status(self) -> dict[str, Any]:
-        """Everything about this mount, as `mountkit status --json` shows it."""
-        mover, reasons = await self._mover.statistics()
-        reasons += self._servers.troubles()
-        counters = self._shared.total()
-        state = "degraded" if self._state == "ok" and reasons else self._state
-        reads = {name: getattr(counters, name) for name in counters.__slots__}
-        return {
-            "source": str(self.settings.source),
-            "directory": self._mounted.directory,
-            "driver": "fuse",
-            "state": state,
-            "reasons": reasons,
-            "keeper_pid": os.getpid(),
-            "server_pids": self._servers.pids(),
-            "mover_pid": self._mover.pid,
-            "cache_directory": self.settings.cache_directory,
-            "state_directory": self._state_path,
-            "log": os.path.join(self._state_path, logs.FILE_NAME),
-            "device": self._mounted.device,
-            "since": self._since,
-            "endpoint": self.settings.source.endpoint,
-            "ttl_s": self.settings.ttl_s if self.settings.ttl_s != float("inf") else None,
-            "passthrough": self._passthrough,
-            "passthrough_reason": self._why_no_passthrough(),
-            "reads": reads,
-            "cache": mover.get("cache", {}),
-            "requests": mover.get("requests", {}),
-            "mover": mover.get("mover", {}),
-            "restarts": {"server": self._servers.restarts, "mover": self._mover.restarts},
-            "version": __version__,
-        }
-
-    def _why_no_passthrough(self) -> str:
-        if self._passthrough:
-            return ""
-        if not self.settings.passthrough:
-            return "switched off"
-        if os.getuid() != 0:
-            return "only root may open files in passthrough"
-        return "the kernel does not offer it (Linux 6.9 does)"
-
-
-async def _first(channel: Channel) -> Message | None:
-    try:
-        return await channel.receive()
-    except ChannelClosed:
-        return None
 
 
 async def _report(report: Channel, body: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ class MoverHost:
         self.restarts = 0
         self._settings, self._state_fd, self._secrets_fd = settings, state_fd, secrets_fd
         self._last_error = ""
-        self._leaving = False
+        self._leaving = self._replacing = False
 
     async def run(self, *, check: bool, task_status: trio.TaskStatus[None]) -> None:
         """Keeps a mover there. With `check`, reports started once one has proved that the bucket answers.
@@ -57,8 +57,9 @@ class MoverHost:
                     await lost.wait()
                     if self._leaving:
                         await trio.sleep_forever()
-                    log.warning("the mover is gone; starting another")
-                    self.restarts += 1
+                    if not self._replacing:
+                        log.warning("the mover is gone; starting another")
+                        self.restarts += 1
                 lost = await self._supply()
 
     async def _begin_checked(self) -> None:
@@ -162,6 +163,19 @@ class MoverHost:
 
     def _note(self, answer: dict[str, Any]) -> None:
         self.pid, self.region = int(answer["pid"]), str(answer["region"])
+
+    async def replace(self) -> None:
+        """Has the mover end in order and another one start. Raises MountkitError if none comes."""
+        lost, self._replacing = self.link.lost, True
+        try:
+            await self.link.tell("retire")
+            with trio.fail_after(_START_S):
+                await lost.wait()
+                await self.link.linked()
+        except trio.TooSlowError:
+            raise MountkitError("the mover was not replaced", "the mount's log may say why") from None
+        finally:
+            self._replacing = False
 
     async def statistics(self) -> tuple[dict[str, Any], list[str]]:
         """What the mover says of itself, and reasons why the mount is degraded."""

@@ -20,6 +20,7 @@ SERVER_MODULE = "mountkit.serve.server"
 _READY_S = 10.0
 _JOIN_S = 3.0
 _UNFIT_S = 30.0
+_IMPORT_S = 0.5
 MISMATCH = 3
 """The exit code of a server whose libfuse negotiates otherwise than the first one's did."""
 
@@ -29,7 +30,11 @@ class _Server:
 
     def __init__(self, watched: Watched, channel: Channel) -> None:
         self.watched, self.channel = watched, channel
-        self.serving = False
+        self.up = trio.Event()
+
+    @property
+    def serving(self) -> bool:
+        return self.up.is_set()
 
     async def said_it_ended(self) -> bool:
         """Whether its last word, read after its death, was that the kernel ended the session."""
@@ -52,6 +57,8 @@ class ServerPool:
         self.restarts = 0
         self._count, self._fds = count, fds
         self._servers: dict[int, _Server] = {}
+        self._spare: dict[int, _Server] = {}
+        """Started to take the place of a server that is ended by order."""
         self._joined: dict[int, _Server] = {}
         self._all_joined = trio.Event()
         self._joining_is_over = False
@@ -67,10 +74,21 @@ class ServerPool:
     def pids(self) -> list[int]:
         return [server.watched.pid for _, server in sorted(self._servers.items())]
 
+    async def replace_all(self) -> None:
+        """Puts a new process into every slot, one after the other; readers go on. Raises MountError if one does not."""
+        for slot in range(self._count):
+            spare = self._spare[slot] = self._spawn()  # it imports while the old one still serves
+            await trio.sleep(_IMPORT_S)
+            self._servers[slot].watched.kill()
+            with trio.move_on_after(_READY_S):
+                await spare.up.wait()
+                continue
+            raise MountError(f"server {slot} was not replaced within {_READY_S:g} s", "the mount's log may say why")
+
     def kill(self) -> None:
         """Ends all servers at once; they have nothing to lose."""
         self._stopping = True
-        for server in self._servers.values():
+        for server in (*self._servers.values(), *self._spare.values()):
             server.watched.kill()
 
     async def run(
@@ -119,7 +137,7 @@ class ServerPool:
                 log.warning("server %d (pid %d) joins too late: its place is taken", slot, pid)
                 await self._turn_away(slot, server)
                 return
-            server.serving = True
+            server.up.set()
             self._joined[slot] = server
             if len(self._joined) == self._count:
                 self._all_joined.set()
@@ -165,7 +183,7 @@ class ServerPool:
                 server.channel.push_back(answer)
                 return
             self._shape = answer.body["shape"]
-            server.serving = True
+            server.up.set()
             self._unfit.pop(slot, None)
             return
         server.watched.kill()
@@ -181,16 +199,18 @@ class ServerPool:
             if self._stopping or await server.said_it_ended():
                 self.session_ended.set()
                 return
-            log.warning("server %d (pid %d) ended with %s; starting another", slot, server.watched.pid, code)
+            by_order = slot in self._spare
+            if not by_order:
+                log.warning("server %d (pid %d) ended with %s; starting another", slot, server.watched.pid, code)
             if code == MISMATCH:
                 self._unfit[slot] = "its libfuse does not fit this mount; was it updated? unmount and mount again"
-            self.restarts += 1
+            self.restarts += not by_order
             others_serve = any(s.serving for n, s in self._servers.items() if n != slot)
             if others_serve:
                 self._hand_out_again(slot)  # they can answer at once what it left
             await trio.sleep(_UNFIT_S if code == MISMATCH else delay)
             delay = 0.0 if server.serving else min(2.0, delay + 0.2)
-            self._servers[slot] = self._spawn()
+            self._servers[slot] = self._spare.pop(slot) if by_order else self._spawn()
             await self._begin(slot)
             if not others_serve:
                 self._hand_out_again(slot)

@@ -230,6 +230,25 @@ def _kill_all_at_once() -> None:
     wait_until(lambda: not our_processes())
 
 
+@pytest.mark.parametrize("flags", VARIANTS)
+def test_every_process_is_replaced_under_readers_by_order(
+    bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """[failures-5] `mountkit upgrade`."""
+    objects = _fill(bucket)
+    directory = mountkit.mount(bucket.source, *flags)
+    with _readers(tmp_path, directory, objects, 4) as slowest:
+        for _ in range(2):
+            before = mountkit.status(directory)
+            result = mountkit.run("upgrade", str(directory))
+            assert (result.code, result.err) == (0, "")
+            after = mountkit.status(directory)
+            old = {before["keeper_pid"], before["mover_pid"], *before["server_pids"]}
+            assert not old & {after["keeper_pid"], after["mover_pid"], *after["server_pids"]}
+            assert after["restarts"] == {"server": 0, "mover": 0}
+    assert max(slowest) < PATIENCE_S
+
+
 @pytest.mark.parametrize("who", ["server", "mover", "keeper"])
 def test_a_process_that_is_stopped_for_a_while_goes_on(bucket: Bucket, mountkit: CommandLine, who: str) -> None:
     objects = _fill(bucket, 30)
