@@ -14,16 +14,16 @@ from mountkit.errors import MountError, UsageError
 from mountkit.run import command, orphans, records, requests
 from mountkit.run.job import process_started
 from mountkit.run.records import Run
-from mountkit.run.shared_mounts import Mounter, SharedMounts
+from mountkit.run.shared_mounts import SharedMounts
 
 _CHUNK = 1 << 16
 _POLL_S = 0.2
 
 
-def collect_orphans(mounter: Mounter | None = None) -> None:
-    """Brings to an end what runs that were killed left behind, and says so."""
-    mounter = mounter or command.Mounts()
-    orphans.collect(_checked_engine, mounter, SharedMounts(mounter), command.note)
+def collect_orphans(*, stop: str = "") -> None:
+    """Brings to an end what runs that were killed left behind, and says so. See `orphans.collect`."""
+    mounter = command.Mounts()
+    orphans.collect(_checked_engine, mounter, SharedMounts(mounter), command.note, stop=stop)
 
 
 def _checked_engine() -> Any:
@@ -122,7 +122,7 @@ def _log_chunks(run: Run, *, follow: bool) -> Iterator[bytes]:
 
 
 def stop(word: str, *, kill: bool = False) -> int:
-    """Asks the process of a run to stop its container as Ctrl-C does and waits for the end; the run's exit code."""
+    """Asks the process of a run to stop its container as Ctrl-C does and waits for the end; 0 once nothing is left."""
     run = records.find(word)
     if run.ended:
         command.note(f"run {run.id} has ended already")
@@ -133,7 +133,9 @@ def stop(word: str, *, kill: bool = False) -> int:
         _signal(run)
     run.wait()
     if not run.ended and os.path.isdir(run.path):
-        collect_orphans()
+        collect_orphans(stop=run.id)
+    if not run.ended and os.path.isdir(run.path):
+        raise MountError(f"run {run.id} could not be stopped", "`mountkit runs` says more")
     return 0
 
 

@@ -117,11 +117,14 @@ class Job:
 
     def undo(self) -> list[str]:
         """Takes everything away and writes the receipt; what went wrong on the way, as sentences."""
-        said = closing.close_run(
-            self.run, self._ended, mounter=self._mounter, mounts=self._mounts, failure=self._failure
-        )
-        os.close(self._lock)
-        return said
+        try:
+            return closing.close_run(
+                self.run, self._ended, mounter=self._mounter, mounts=self._mounts, failure=self._failure
+            )
+        except (MountkitError, OSError) as exc:  # the container's exit code is worth more than its receipt
+            return [f"warning: run {self.id} has no receipt: {exc}"]
+        finally:
+            os.close(self._lock)
 
     def _input_record(self, one: Input) -> dict[str, Any]:
         if one.is_directory:

@@ -18,40 +18,50 @@ from mountkit.run.shared_mounts import Mounter, SharedMounts
 Say = Callable[[str], None]
 
 
-def collect(engine: Callable[[], Engine], mounter: Mounter, mounts: SharedMounts, say: Say) -> None:
+def collect(engine: Callable[[], Engine], mounter: Mounter, mounts: SharedMounts, say: Say, *, stop: str = "") -> None:
     """Brings every run without a process to its end, or gives it a new process; says what it found and did.
 
-    `engine` is asked for only if there is one to collect. What cannot be done now is said and left for the next time.
+    The run with the id `stop` is stopped even if it was detached. `engine` is asked for only if there is one to
+    collect. What cannot be done now is said and left for the next time.
     """
     for run in records.all_runs():
         if run.ended or (lock := run.take()) is None:
             continue
         try:
             if not run.ended:
-                _collect(run, engine(), mounter, mounts, say)
+                _collect(run, engine(), mounter, mounts, say, go_on=run.id != stop)
         except MountkitError as exc:
             say(f"run {run.id} lost its process and cannot be collected now: {exc.sentence}")
         finally:
             os.close(lock)
 
 
-def _collect(run: records.Run, engine: Engine, mounter: Mounter, mounts: SharedMounts, say: Say) -> None:
+def _collect(
+    run: records.Run, engine: Engine, mounter: Mounter, mounts: SharedMounts, say: Say, *, go_on: bool
+) -> None:
     containers = engine.find(run.id)
     running = any(one.running for one in containers)
-    if running and run.record.get("detached"):
-        pid = detach.go_on(lambda: _finish(run, containers, engine, mounter, mounts, lambda _: None))
+    if running and go_on and run.record.get("detached"):
+        pid = detach.go_on(lambda: _finish(run, containers, engine, mounter, mounts, lambda _: None, go_on=True))
         say(f"run {run.id} lost its process; its container goes on, and process {pid} sees to it now")
         return
     if running:
         say(f"run {run.id} lost its process; stopping its container")
-    _finish(run, containers, engine, mounter, mounts, say)
+    _finish(run, containers, engine, mounter, mounts, say, go_on=False)
 
 
 def _finish(
-    run: records.Run, containers: list[Found], engine: Engine, mounter: Mounter, mounts: SharedMounts, say: Say
+    run: records.Run,
+    containers: list[Found],
+    engine: Engine,
+    mounter: Mounter,
+    mounts: SharedMounts,
+    say: Say,
+    *,
+    go_on: bool,
 ) -> None:
     record = run.record
-    if record.get("detached"):
+    if go_on:
         from mountkit.run.job import process_started
 
         run.write_record({**record, "pid": os.getpid(), "pid_started": process_started(os.getpid())})
@@ -62,7 +72,7 @@ def _finish(
             with Tee.to_log(run.log, secrets=values) as log:
                 found = engine.adopt(
                     one.id,
-                    stop_first=not record.get("detached"),
+                    stop_first=not go_on,
                     stop_timeout_s=record.get("stop_timeout_s", plan.DEFAULT_STOP_TIMEOUT_S),
                     output=log,
                 )

@@ -201,12 +201,18 @@ def _load(path: str) -> dict[str, Any]:
 
 
 def _store(path: str, content: Mapping[str, Any]) -> None:
-    """Replaces the file as a whole: a reader, or whoever comes after a crash, sees the old one or the new one."""
+    """Replaces the file as a whole: a reader, or whoever comes after a crash, sees the old one or the new one.
+
+    Raises HostError.
+    """
     temporary = f"{path}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(fd)
-    os.replace(temporary, path)
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)
+    except OSError as exc:
+        raise HostError(f"cannot write {path}: {os.strerror(exc.errno or 0)}", "make room on that disk") from exc

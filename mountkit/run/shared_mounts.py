@@ -150,7 +150,9 @@ class SharedMounts:
         while True:
             if make:
                 places.ensure_runtime_directory()
-                os.makedirs(home, mode=0o700, exist_ok=True)
+                os.makedirs(self._base, mode=0o700, exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(home, 0o700)
             try:
                 fd = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0) | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from mountkit.errors import BucketMissing, EngineError, ImageMissing, MountBusy, MountError, MountkitError, UsageError
+from mountkit.errors import (
+    BucketMissing,
+    EngineError,
+    HostError,
+    ImageMissing,
+    MountBusy,
+    MountError,
+    MountkitError,
+    UsageError,
+)
 from mountkit.run import command, options, records, requests
 from mountkit.run.engine import ContainerExit, Found, Image, ImageInside, Output, PullProgress
 from mountkit.run.plan import ContainerPlan, RunDefaults, merge
@@ -358,6 +367,19 @@ def test_the_receipt_tells_what_was_read_and_how_it_ended(bench: Bench) -> None:
     assert "hidden-value" not in repr(receipt)
     assert receipt["command"].startswith("docker run ")
     assert os.stat(run.path).st_mode & 0o777 == 0o700
+
+
+def test_a_receipt_that_cannot_be_written_costs_no_exit_code_and_leaves_no_mount(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise HostError("cannot write the receipt: No space left on device")
+
+    monkeypatch.setattr(records.Run, "write_receipt", full)
+    bench.engine.ended = ContainerExit(42)
+    assert bench(input=["first"]) == 42
+    assert bench.log[-1] == "unmount first"
+    assert "has no receipt" in capsys.readouterr().err
 
 
 def test_a_run_whose_container_never_was_is_not_in_the_history(bench: Bench) -> None:

@@ -55,7 +55,7 @@ def test_a_state_directory_of_somebody_else_is_refused(own_history: Path) -> Non
 def test_a_receipt_is_there_as_a_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     run, lock = new_run()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(HostError, match="No space left"):
         run.write_receipt({"exit_code": 0})
     assert not run.ended
     assert run.receipt == {}

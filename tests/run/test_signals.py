@@ -197,6 +197,15 @@ def test_a_detached_container_goes_on_when_its_process_is_killed_and_gets_anothe
     os.waitpid(-1, 0)  # the second process is a child of this one
 
 
+def test_stop_reaches_a_detached_container_whose_process_is_gone(bench: Bench) -> None:
+    run = bench.detached(COUNT)
+    wait_until(lambda: Path(run.log).read_bytes() == b"up\n")
+    os.kill(run.record["pid"], signal.SIGKILL)
+    history.stop(run.id)
+    assert run.receipt["exit_code"] == 7
+    assert run.receipt["collected"]
+
+
 def test_a_run_killed_while_mounting_leaves_nothing_once_collected(bench: Bench) -> None:
     process = bench.start("true", input=["first:/a", "slow-bucket:/b"])
     assert process.stdout and process.stdout.readline() == b"mounting\n"
