@@ -38,7 +38,7 @@ def close_run(
     for one in record.get("inputs") or ():
         shown = {name: one[name] for name in ("source", "target")}
         if one.get("mounted"):
-            shown |= _used(one, mounter, mounts)
+            shown |= _used(run, one, mounter, mounts)
         inputs.append(shown)
     mounted = dict.fromkeys(one["directory"] for one in record.get("inputs") or () if one.get("mounted"))
     for directory in reversed(mounted):
@@ -50,7 +50,7 @@ def close_run(
     return said
 
 
-def _used(one: dict[str, Any], mounter: Mounter, mounts: SharedMounts) -> dict[str, Any]:
+def _used(run: records.Run, one: dict[str, Any], mounter: Mounter, mounts: SharedMounts) -> dict[str, Any]:
     if "before" not in one:
         return {}
     details: dict[str, Any] = {}
@@ -59,8 +59,7 @@ def _used(one: dict[str, Any], mounter: Mounter, mounts: SharedMounts) -> dict[s
     if not details:
         return {"counters": "unknown: the mount did not answer at the end"}
     used = records.input_of_receipt(one["before"], records.mount_counters(details))
-    sharers = one.get("sharers", 1)
-    return {**used, "shared": max(sharers, len(mounts.users(one["directory"]))) > 1}
+    return {**used, "shared": mounts.was_shared(one["directory"], run)}
 
 
 def _receipt(

@@ -39,7 +39,7 @@ def summary(run: Run) -> dict[str, Any]:
     inputs = receipt.get("inputs") or []
     started = times.get("started") or times.get("created") or 0.0
     state = "ended" if receipt else ("running" if times.get("started") else "preparing")
-    hits, misses = (sum(one.get(name, 0) for one in inputs) for name in ("cache_hits", "cache_misses"))
+    counted = ("objects_opened", "opens_fetched", "native_opens", "bytes_read", "bytes_fetched")
     return {
         "id": run.id,
         "name": record.get("name") or "",
@@ -49,12 +49,7 @@ def summary(run: Run) -> dict[str, Any]:
         "seconds": receipt.get("seconds") if receipt else round(time.time() - started, 1),
         "exit_code": receipt.get("exit_code"),
         "out_of_memory": bool(receipt.get("out_of_memory")),
-        "objects_opened": sum(one.get("objects_opened", 0) for one in inputs),
-        "native_opens": sum(one.get("native_opens", 0) for one in inputs),
-        "bytes_read": sum(one.get("bytes_read", 0) for one in inputs),
-        "bytes_fetched": sum(one.get("bytes_fetched", 0) for one in inputs),
-        "cache_hits": hits,
-        "cache_misses": misses,
+        **{name: sum(one.get(name, 0) for one in inputs) for name in counted},
         "collected": bool(receipt.get("collected")),
         "receipt": os.path.join(run.path, "receipt.json") if receipt else None,
         "log": run.log,
@@ -62,7 +57,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def as_table(summaries: list[dict[str, Any]]) -> str:
-    """The history for people, the newest last."""
+    """The history for people, the newest last. HITS: the share of opens whose first bytes were in the cache."""
     from mountkit.report import size
 
     if not summaries:
@@ -71,7 +66,7 @@ def as_table(summaries: list[dict[str, Any]]) -> str:
     for one in summaries:
         ended = one["state"] == "ended"
         code = "?" if one["exit_code"] is None else str(one["exit_code"])
-        looked = one["cache_hits"] + one["cache_misses"]
+        opened, native = one["objects_opened"], " + native" if one["native_opens"] else ""
         rows.append(
             (
                 one["id"],
@@ -80,10 +75,10 @@ def as_table(summaries: list[dict[str, Any]]) -> str:
                 one["image"],
                 (f"{code} (memory)" if one["out_of_memory"] else code) if ended else one["state"],
                 f"{one['seconds']:.1f}",
-                str(one["objects_opened"]) if ended else "",
-                size(one["bytes_read"]) if ended else "",
+                str(opened) if ended else "",
+                size(one["bytes_read"]) + native if ended else "",
                 size(one["bytes_fetched"]) if ended else "",
-                f"{100 * one['cache_hits'] / looked:.0f} %" if looked else "",
+                f"{100 * (1 - one['opens_fetched'] / opened):.0f} %" if opened else "",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -80,7 +80,6 @@ class Job:
                 self._directories[one.source] = self._mounts.take(one.source, self._options(one), self.run)
             directory = self._directories[one.source]
             written["before"] = records.mount_counters(self._mounter.details(directory))
-            written["sharers"] = len(self._mounts.users(directory))
         self._record["times"]["mounted"] = time.time()
         binds, entrypoint = self._secrets()
         made = plan.plan(

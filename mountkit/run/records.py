@@ -179,6 +179,7 @@ def input_of_receipt(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
     reads, requests = grown.get("reads") or {}, grown.get("requests") or {}
     return {
         "objects_opened": reads.get("opens", 0),
+        "opens_fetched": reads.get("fetched_opens", 0),
         "native_opens": reads.get("passthrough_opens", 0),
         "bytes_read": reads.get("read_bytes", 0),
         "bytes_fetched": requests.get("bytes_received", 0),

@@ -95,11 +95,11 @@ def test_counters_are_what_grew_and_a_replaced_process_began_at_zero() -> None:
 def test_the_history_shows_each_run_on_a_line() -> None:
     run, lock = new_run("night")
     assert "running" in history.as_table([history.summary(run)])
-    inputs = [{"objects_opened": 3, "bytes_read": 4000, "cache_hits": 3, "cache_misses": 1}]
+    inputs = [{"objects_opened": 4, "bytes_read": 4000, "opens_fetched": 1, "native_opens": 2}]
     run.write_receipt({"exit_code": 137, "out_of_memory": True, "inputs": inputs, "seconds": 2.0})
     os.close(lock)
     line = history.as_table([history.summary(run)]).splitlines()[1]
-    assert run.id in line and "137 (memory)" in line and "4.0 KB" in line and "75 %" in line
+    assert run.id in line and "137 (memory)" in line and "4.0 KB + native" in line and "75 %" in line
     assert json.loads(history.as_json([history.summary(run)]))[0]["exit_code"] == 137
     assert history.as_table([]) == "no runs"
 
@@ -150,10 +150,14 @@ def test_the_last_of_two_runs_unmounts(mounter: FakeMounter, base: Path) -> None
     directory = mounts.take("data", {}, first)
     assert others.take("data", {}, second) == directory
     assert mounts.users(directory) == sorted([first.id, second.id])
-    mounts.release(directory, first)
-    assert mounter.log == ["mount"]
+    assert mounts.was_shared(directory, first)
     others.release(directory, second)
+    assert mounter.log == ["mount"]
+    assert mounts.was_shared(directory, first), "it was, whoever has ended since"
+    mounts.release(directory, first)
     assert mounter.log == ["mount", "unmount"]
+    assert not mounts.was_shared(mounts.take("data", {}, first), first)
+    mounts.release(directory, first)
     assert not list(base.iterdir())
     os.close(lock), os.close(other)
 

@@ -82,6 +82,7 @@ def test_the_history_and_the_receipt_tell_what_a_run_read(
     again = line.run("rerun", "night", timeout=90)
     assert again.code == 3, again.err
     assert [r["bytes_fetched"] for r in history(line)] == [200_000, 0], "the second one read the cache"
+    assert [r["opens_fetched"] for r in history(line)] == [20, 0]
     assert not run_mounts(bucket)
 
 
