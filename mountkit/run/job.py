@@ -52,7 +52,7 @@ class Job:
             "image": wanted.image,
             "image_id": image.id,
             "image_digest": image.digest,
-            "request": requests.to_json(wanted),
+            "request": requests.without(requests.to_json(wanted), self._secret_values.values()),
             "rerun_of": rerun_of,
             "pid": os.getpid(),
             "pid_started": process_started(os.getpid()),
@@ -91,7 +91,8 @@ class Job:
         )
         if entrypoint:
             made = with_entrypoint(made, entrypoint, self._image)
-        self._record["command"] = docker_run(made, mountinfo.mount_points())
+        line = docker_run(made, mountinfo.mount_points())
+        self._record["command"] = requests.without(line, self._secret_values.values())
         self.run.write_record(self._record)
         return made
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from mountkit.errors import UsageError
 from mountkit.run.docker_spec import HIDDEN, redacted, redacted_arguments
+from mountkit.run.output import Blotter
 from mountkit.run.plan import Input, Output, RunDefaults, Secret, Ulimit, Volume
 
 
@@ -46,6 +47,18 @@ def from_json(data: Mapping[str, Any], surroundings: Mapping[str, str] | None = 
             raise _lost(f"the variable {name}")
         environment[name] = around[name]
     return RunDefaults(**{**found, "environment": environment})
+
+
+def without(data: Any, secrets: Iterable[bytes]) -> Any:
+    """`data` with the values of `secrets` blotted out of every text in it, wherever somebody wrote them once more."""
+    if isinstance(data, str):
+        blotter = Blotter(secrets)
+        return os.fsdecode(blotter.feed(os.fsencode(data)) + blotter.rest())
+    if isinstance(data, Mapping):
+        return {name: without(value, secrets) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [without(one, secrets) for one in data]
+    return data
 
 
 def _lost(what: str) -> UsageError:

@@ -331,7 +331,7 @@ def test_a_program_that_prints_its_secret_is_blotted_out(
 ) -> None:
     monkeypatch.setenv("MINE", VALUE)
     bench.engine.says = f"token={VALUE}!".encode()
-    bench(secret=["token=env:MINE"])
+    bench(secret=["token=env:MINE"], env=[f"COPY=<{VALUE}>"], label=[f"copy={VALUE}"])
     assert capfdbinary.readouterr().out == b"token=***!"
     assert VALUE.encode() not in everything_written(tmp_path)
 
