@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import click
 
 from mountkit import __version__, errors
+from mountkit.cli_config import config
 from mountkit.config import OPTIONS, MountSettings, mount_settings, parse_mount_options
 from mountkit.errors import MountkitError, UsageError
 from mountkit.run import options as run_options
@@ -32,6 +33,9 @@ def cli() -> None:
     """
 
 
+cli.add_command(config)
+
+
 def _mount_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(OPTIONS):
         if option.parse is None:
@@ -43,21 +47,58 @@ def _mount_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command()
-@click.argument("source")
-@click.argument("directory")
+@click.argument("source", required=False)
+@click.argument("directory", required=False)
 @_mount_flags
 @click.option("--foreground", "-f", is_flag=True, help="Stay: this process is the mount's keeper.")
 @click.option("-o", "mount_options", multiple=True, metavar="OPT,…", help="Options as mount(8) writes them.")
-def mount(source: str, directory: str, foreground: bool, mount_options: tuple[str, ...], **flags: Any) -> None:
-    """Mount SOURCE (bucket, bucket/prefix or s3://bucket/prefix?region=…) at DIRECTORY, read-only."""
-    from mountkit import mounts
+@click.option("--all", "every", is_flag=True, help="Every mount of mountkit.yaml.")
+def mount(
+    source: str | None,
+    directory: str | None,
+    foreground: bool,
+    mount_options: tuple[str, ...],
+    every: bool,
+    **flags: Any,
+) -> None:
+    """Mount SOURCE (bucket, bucket/prefix or s3://bucket/prefix?region=…) at DIRECTORY, read-only.
 
+    Without DIRECTORY, SOURCE is the name of a mount in mountkit.yaml.
+    """
     given: dict[str, Any] = {}
     for text in mount_options:
-        given |= parse_mount_options(text)
+        given |= {name.replace("-", "_"): value for name, value in parse_mount_options(text).items()}
     given |= {name: value for name, value in flags.items() if value is not None}
+    if source and directory and not every:
+        _mount_one(source, directory, given, foreground)
+        return
+    from mountkit import project
+
+    if every and foreground:
+        raise UsageError("one process cannot be the keeper of every mount", "leave out --foreground or --all")
+    named = project.chosen_mounts(source, every=every)
+    _each(named, lambda one: _mount_one(one.source, one.directory, {**one.options, **given}, foreground))
+
+
+def _each(named: Iterable[Any], action: Callable[[Any], None]) -> None:
+    """Does it for every one; what fails is said, and the last failure is raised."""
+    failed: list[MountkitError] = []
+    for one in named:
+        try:
+            action(one)
+        except MountkitError as exc:
+            if failed:
+                click.echo(errors.two_lines(failed[-1]), err=True)
+            failed.append(exc)
+    if failed:
+        raise failed[-1]
+
+
+def _mount_one(source: str, directory: str, given: dict[str, Any], foreground: bool) -> None:
+    from mountkit import mounts
+
     settings = mount_settings(source, directory, **given)
-    credentials = _passwd_credentials(given.get("passwd_file") or given.get("passwd-file"), settings)
+    credentials = _passwd_credentials(given.get("passwd_file"), settings)
     try:
         if foreground:
             mounts.mount_in_foreground(settings, passwd_credentials=credentials)
@@ -79,13 +120,21 @@ def _passwd_credentials(path: str | None, settings: MountSettings) -> tuple[str,
 
 
 @cli.command()
-@click.argument("directory")
+@click.argument("directory", required=False)
 @click.option("--force", is_flag=True, help="Cut off whoever still works in it.")
-def unmount(directory: str, force: bool) -> None:
-    """Unmount DIRECTORY and end its processes."""
-    from mountkit import mounts
+@click.option("--all", "every", is_flag=True, help="Every mount of mountkit.yaml that is mounted.")
+def unmount(directory: str | None, force: bool, every: bool) -> None:
+    """Unmount DIRECTORY (or the mount of mountkit.yaml that has this name) and end its processes."""
+    from mountkit import mountinfo, mounts, project
 
-    mounts.unmount(directory, force=force)
+    mounted = {point.directory for point in mountinfo.ours()}
+    if directory and not every:
+        named = None if mountinfo.resolve(directory) in mounted else project.find_mount(directory)
+        mounts.unmount(named.directory if named else directory, force=force)
+        return
+    chosen = project.chosen_mounts(directory, every=every)
+    found = [one for one in chosen if mountinfo.resolve(one.directory) in mounted]
+    _each(found, lambda one: mounts.unmount(one.directory, force=force))
 
 
 @cli.command()
