@@ -15,6 +15,7 @@ from mountkit import __version__, errors
 from mountkit.cli_config import config
 from mountkit.config import OPTIONS, MountSettings, mount_settings, parse_mount_options
 from mountkit.errors import MountkitError, UsageError
+from mountkit.run import hidden
 from mountkit.run import options as run_options
 from mountkit.run.options import RUN_OPTIONS
 
@@ -226,12 +227,15 @@ def _run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 def run(image: str, arguments: tuple[str, ...], dry_run: bool, **options: Any) -> None:
     """Run IMAGE with its inputs mounted; ends with the container's exit code.
 
-    Options stand before IMAGE; everything after it belongs to the program.
+    Options stand before IMAGE; everything after it belongs to the program. IMAGE may be the name of a run in
+    mountkit.yaml, and an input the name of a mount there.
     """
-    from mountkit.run import command
-    from mountkit.run.plan import merge
+    from mountkit import project
+    from mountkit.run import command, presets
 
-    wanted = merge(run_options.wanted(options, image=image, arguments=arguments))
+    named = project.find_run(image)
+    flags = run_options.wanted(options, image=None if named else image, arguments=arguments)
+    wanted = presets.complete(project.resolve(flags), named)
     if wanted.tty is None:
         wanted = replace(wanted, tty=not wanted.detach and sys.stdin.isatty() and sys.stdout.isatty())
     if dry_run:
@@ -291,6 +295,7 @@ def rerun(run: str) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    hidden.hide()
     try:
         cli.main(standalone_mode=False)
     except MountkitError as exc:

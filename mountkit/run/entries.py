@@ -26,7 +26,6 @@ MOUNT_KEYS: dict[str, Option] = {option.name: option for option in MOUNT_OPTIONS
 OWN_KEYS = {
     "image": "Image of the container.",
     "args": "Words after the image.",
-    "preset": "Preset to use in place of the image's own.",
     "tty": "Give the container a terminal for its output.",
     "input-target": "Where an input goes that names no place of its own.",
     "output-target": "Where an output goes that names no place of its own.",

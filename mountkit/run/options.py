@@ -66,6 +66,7 @@ RUN_OPTIONS: tuple[RunOption, ...] = (
         "File /run/secrets/NAME, and VAR if named; never in `docker inspect`.",
         True,
     ),
+    RunOption("preset", "preset", _text, "NAME", "What the image expects: lightly, generic (default: by its name)."),
     RunOption("gpus", "gpus", words.parse_gpus, "all|N|IDS", "GPUs of the container."),
     RunOption("cpus", "cpus", words.parse_cpus, "N", "Cores the container may use."),
     RunOption("memory", "memory_bytes", _memory, "SIZE", "Memory limit, like 8g.", False, "-m"),

@@ -105,7 +105,7 @@ def test_a_run_has_every_field_it_names(tmp_path: Path) -> None:
 
 def test_every_field_of_a_run_can_be_written_in_a_file() -> None:
     by_option = {option.field for option in entries.OPTION_KEYS.values()}
-    own = {"image", "arguments", "preset", "tty", "input_target", "output_target", "gpus_optional", "mount_options"}
+    own = {"image", "arguments", "tty", "input_target", "output_target", "gpus_optional", "mount_options"}
     assert by_option | own | {"rewrite"} == set(RunDefaults.__dataclass_fields__)
 
 
