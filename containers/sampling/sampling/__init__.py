@@ -1,0 +1,1 @@
+"""A stand-in for Lightly's data selection: the same contract, a smaller head."""
