@@ -1,32 +1,34 @@
 """Root file systems of this very machine's files, for images that come from no registry.
 
 Programs come with the libraries `ldd` names; a Python comes as the one that runs this, with its standard library and
-the packages asked for out of its environment. Nothing is downloaded. What an image is made of is hashed into a label,
-so that a second call finds it there and does nothing.
+the distributions asked for out of its environment, and what these require. Nothing is downloaded. What an image is
+made of is hashed into a label, so that a second call finds it there and does nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
-from mountkit.errors import HostError
+from mountkit.errors import HostError, MountkitError
 from mountkit.run.docker_engine import DockerEngine
 
 LABEL = "mountkit.recipe"
 PYTHON = "/usr/bin/python3"
-SITE = "/opt/site"
+_HOME = f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 TOOLS = ("sh", "ls", "cat", "env", "id", "sleep", "true", "wc")
 _UNNEEDED = {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages", "dist-packages"}
 _UNNEEDED |= {"__pycache__", "lib2to3", "pydoc_data"}
@@ -38,10 +40,13 @@ class RootFileSystem:
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
         self._paths: set[str] = set()
+        self._linked: list[str] = []
         for directory, mode in (("bin", 0o755), ("etc", 0o755), ("tmp", 0o1777), ("root", 0o700), ("usr/bin", 0o755)):
             self._directory(directory, mode)
         self.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
         self.text("/etc/group", "root:x:0:\nnogroup:x:65534:\n")
+        if os.path.exists(_CERTIFICATES):  # obstore makes no client without them, not even for plain http
+            self.text(_CERTIFICATES, Path(_CERTIFICATES).read_text(encoding="utf-8"))
 
     def text(self, path: str, text: str, mode: int = 0o644) -> None:
         self._content(path, text.encode(), mode)
@@ -55,15 +60,14 @@ class RootFileSystem:
 
     def binary(self, path: str, target: str) -> None:
         self._content(target, Path(path).read_bytes(), 0o755)
-        self._libraries(path)
+        self._linked.append(path)
 
-    def python(self, packages: Iterable[str]) -> None:
-        """The Python that runs this, as /usr/bin/python3, with `packages` of its environment in SITE."""
-        home = f"/usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
+    def python(self, distributions: Iterable[metadata.Distribution]) -> None:
+        """The Python that runs this, as /usr/bin/python3, with distributions of its environment in SITE."""
         self.binary(os.path.realpath(sys.executable), PYTHON)
-        self.tree(sysconfig.get_path("stdlib"), home)
-        for package in packages:
-            self._package(package)
+        self.tree(sysconfig.get_path("stdlib"), _HOME)
+        for found in distributions:
+            self._distribution(found)
 
     def tree(self, source: str, target: str) -> None:
         """Everything below `source` but tests, caches and what only people at a screen need."""
@@ -76,25 +80,23 @@ class RootFileSystem:
                     continue
                 self._content(f"{below}/{name}", Path(path).read_bytes(), os.stat(path).st_mode & 0o755)
                 if ".so" in name:
-                    self._libraries(path, own=source)
+                    self._linked.append(path)
 
-    def _package(self, name: str) -> None:
-        found = importlib.util.find_spec(name)
-        if found is None or not found.submodule_search_locations:
-            raise HostError(f"this Python has no package `{name}`, which the image is made of", "pip install it")
-        place = found.submodule_search_locations[0]
-        self.tree(place, f"{SITE}/{name}")
-        for libraries in Path(place).parent.glob("*.libs"):  # where wheels keep the libraries they bring
-            if libraries.name.lower().startswith((name.lower(), {"PIL": "pillow"}.get(name, name))):
-                self.tree(str(libraries), f"{SITE}/{libraries.name}")
-
-    def _libraries(self, program: str, own: str = "\0") -> None:
-        """What `program` is linked with; a wheel's own libraries lie beside it and are found from there."""
-        done = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
-        for library in re.findall(r"(/\S+) \(0x", done.stdout):
-            if ".libs/" in library or library.startswith(own):
+    def _distribution(self, found: metadata.Distribution) -> None:
+        for file in found.files or ():
+            path = Path(str(file.locate()))
+            if ".." in file.parts or "__pycache__" in file.parts or not path.is_file():
                 continue
-            self._content(library, Path(library).read_bytes(), 0o755)
+            self._content(f"{SITE}/{file}", path.read_bytes(), 0o755 if ".so" in path.name else 0o644)
+            if ".so" in path.name:
+                self._linked.append(str(path))
+
+    def libraries(self) -> None:
+        """What everything added so far is linked with; a wheel's own libraries lie beside it and are found there."""
+        done = subprocess.run(["ldd", *self._linked], capture_output=True, text=True, check=False)
+        for library in sorted(set(re.findall(r"(/\S+) \(0x", done.stdout))):
+            if ".libs/" not in library and "-packages/" not in library:
+                self._content(library, Path(library).read_bytes(), 0o755)
 
     def _directory(self, path: str, mode: int) -> None:
         entry = tarfile.TarInfo(path)
@@ -112,38 +114,98 @@ class RootFileSystem:
 
 
 class Recipe:
-    """An image to be: its parts, and what it says about itself."""
+    """An image to be: programs, Python distributions with all they require, files of ours, and Dockerfile words."""
 
-    def __init__(self, image: str, parts: Sequence[Path], packages: Sequence[str], changes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        image: str,
+        *,
+        trees: Mapping[str, Path],
+        distributions: Sequence[str],
+        changes: Sequence[str],
+        programs: Sequence[str] = (),
+    ) -> None:
         self.image = image
-        self._parts = [path for part in parts for path in ([part] if part.is_file() else sorted(part.rglob("*.py")))]
-        self._packages = packages
+        self._trees = trees
+        self._distributions = [metadata.distribution(name) for name in _required(distributions)]
+        self._programs = (*TOOLS, *programs)
         self._changes = changes
 
     @property
     def digest(self) -> str:
-        digest = hashlib.sha256(repr((sys.version, self._packages, self._changes)).encode())
-        for path in [Path(__file__), *self._parts]:
+        digest = hashlib.sha256(repr((sys.version, self._programs, self._changes)).encode())
+        for path in [Path(__file__), *(path for tree in self._trees.values() for path in _files(tree))]:
             digest.update(path.read_bytes())
-        for package in self._packages:
-            version = getattr(importlib.import_module(package), "__version__", "")
-            digest.update(f"{package}={version}".encode())
+        digest.update(repr([(one.name, one.version) for one in self._distributions]).encode())
         return digest.hexdigest()[:16]
 
-    def build(self, engine: DockerEngine, *, tools: Sequence[str] = TOOLS) -> bool:
+    def build(self, engine: DockerEngine) -> bool:
         """The engine has the image as this recipe makes it; False if it had. Raises EngineError or HostError."""
         if (engine.image_labels(self.image) or {}).get(LABEL) == self.digest:
             return False
         with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
             with tarfile.open(fileobj=archive, mode="w") as tar:
                 files = RootFileSystem(tar)
-                for tool in tools:
-                    files.program(tool)
-                files.python(self._packages)
-                for path in self._parts:
-                    files.text(f"/app/{path.parent.name}/{path.name}", path.read_text(encoding="utf-8"))
+                for program in self._programs:
+                    files.program(program)
+                files.python(self._distributions)
+                for target, tree in self._trees.items():
+                    files.tree(str(tree), target)
+                files.libraries()
             archive.flush()
-            environment = f"ENV PATH=/usr/bin:/bin PYTHONHOME=/usr PYTHONPATH=/app:{SITE} PYTHONUNBUFFERED=1"
+            environment = "ENV PATH=/usr/bin:/bin PYTHONPATH=/app PYTHONUNBUFFERED=1"
             changes = [environment, "WORKDIR /", *self._changes, f"LABEL {LABEL}={self.digest}"]
             engine.import_image(archive.name, self.image, changes)
         return True
+
+
+def main(*recipes: Recipe, real: str = "") -> int:
+    """Builds them and says so; the exit code. An image we did not make is left alone, and called `real`."""
+    engine = DockerEngine()
+    try:
+        engine.check()
+        for recipe in recipes:
+            labels = engine.image_labels(recipe.image)
+            if real and labels is not None and LABEL not in labels:
+                print(f"{recipe.image} is there, and it is {real}")
+            elif recipe.build(engine):
+                print(f"made {recipe.image} of this machine's own files")
+            else:
+                print(f"{recipe.image} is there already")
+    except MountkitError as exc:
+        print(f"error: {exc.sentence}", f"hint: {exc.hint}" if exc.hint else "", sep="\n", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+def _required(names: Sequence[str]) -> list[str]:
+    """`names` and everything they require here, extras apart. Raises HostError where one is missing."""
+    found: dict[str, None] = {}
+    waiting = list(names)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            requirements = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            if name in names:
+                raise HostError(f"this Python has no `{name}`, which the image is made of", "pip install it") from None
+            continue  # for another system or another Python
+        found[name] = None
+        waiting += [match[0] for r in requirements if "extra ==" not in r and (match := re.match(r"[\w.-]+", r))]
+    return sorted(found)
+
+
+def _files(tree: Path) -> list[Path]:
+    return [path for path in sorted(tree.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+
+
+def _site() -> str:
+    """Where a Python at /usr/bin/python3 looks for packages, also with `-I`: Debian's own has another place."""
+    if "dist-packages" in Path(site.__file__ or "").read_text(encoding="utf-8"):
+        return "/usr/lib/python3/dist-packages"
+    return f"{_HOME}/site-packages"
+
+
+SITE = _site()

@@ -23,19 +23,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mountkit import mountinfo
+from mountkit import mountinfo, report
 from mountkit.demo import bucket
 from mountkit.demo.readers import Epoch, read_epoch
 from mountkit.errors import HostError, MountkitError
 
-IMAGE = "mountkit/tiny:latest"
+IMAGE = "lightly/sampling:latest"
+SAMPLES = 60
 READERS = 4
-_BUILD = Path(__file__).parents[2] / "containers" / "tiny" / "build.py"
-_IN_CONTAINER = """
-cd /data/input/train && find . -type f | sort | xargs sha256sum > /data/output/checksums.txt
-echo "I am a container. I see $(ls | wc -l) classes with $(wc -l < /data/output/checksums.txt) pictures:"
-head -3 /data/output/checksums.txt
-"""
+_BUILD = Path(__file__).parents[2] / "containers" / "sampling" / "build.py"
 console = Console(highlight=False)
 
 
@@ -64,6 +60,7 @@ class Stage:
     def environment(self) -> dict[str, str]:
         """Ours, with the demo's credentials in place of any of the user's own."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        kept["XDG_STATE_HOME"] = os.path.join(self.base, "state")  # the demo's runs are not in the user's history
         if self.server:
             kept["AWS_ACCESS_KEY_ID"] = self.server.access_key
             kept["AWS_SECRET_ACCESS_KEY"] = self.server.secret_key
@@ -114,7 +111,7 @@ def _tell(stage: Stage) -> None:
 
 
 def _make_pictures(stage: Stage, server: bucket.Server) -> dict[str, str]:
-    number = bucket.CLASSES * bucket.PICTURES_PER_CLASS
+    number = bucket.CLASSES * bucket.PICTURES_PER_CLASS + 2
     with _step(stage, f"Fill the bucket `{bucket.BUCKET}` with {number:,} pictures in {bucket.CLASSES} class folders"):
         with _progress() as progress:
             bar = progress.add_task("uploading", total=number)
@@ -182,16 +179,42 @@ def _show_requests(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def _run_container(stage: Stage, sums: dict[str, str]) -> None:
-    with _step(stage, "Run a container over it"):
+    with _step(stage, f"Run a container over it that chooses the {SAMPLES} most different pictures"):
         _command([sys.executable, str(_BUILD)], stage)
-        inputs = ["--input", f"{stage.directory}:/data/input", "--output", f"{stage.output}:/data/output"]
-        _mountkit(stage, "run", *inputs, IMAGE, "sh", "-c", _IN_CONTAINER)
-        expected = {f"./{path.removeprefix('train/')}": digest for path, digest in sums.items()}
-        lines = Path(stage.output, "checksums.txt").read_text(encoding="utf-8").splitlines()
-        found = {path: digest for digest, path in (line.split("  ", 1) for line in lines)}
-        if found != expected:
-            raise HostError("the container saw other bytes than were uploaded")
-        console.print(f"   {stage.output}/checksums.txt: {len(found):,} checksums, all right")
+        places = ["--input", stage.directory, "--output", stage.output]
+        _mountkit(stage, "run", *places, IMAGE, "token=demo", f"n_samples={SAMPLES}")
+    with _step(stage, "Look at what it left, and at the receipt of the run"):
+        results = next(Path(stage.output).glob("*/*"))
+        for path in sorted(path for path in results.rglob("*") if path.is_file()):
+            size = report.size(path.stat().st_size)
+            console.print(f"   {path.relative_to(results).as_posix():<38}{size:>10}", highlight=False)
+        _check_results(results, sums)
+        _mountkit(stage, "runs")
+        receipt = next(Path(stage.environment()["XDG_STATE_HOME"]).glob("mountkit/runs/*/receipt.json"))
+        _show_receipt(json.loads(receipt.read_text(encoding="utf-8")))
+
+
+def _check_results(results: Path, sums: dict[str, str]) -> None:
+    """Raises HostError unless every picture is in exactly the list it belongs to."""
+    lists = {
+        name: (results / "filenames" / f"{name}_filenames.txt").read_text(encoding="utf-8").splitlines()
+        for name in ("sampled", "removed", "corrupt", "duplicate")
+    }
+    everything = sorted(name for names in lists.values() for name in names)
+    if everything != sorted(sums) or len(lists["sampled"]) != SAMPLES or lists["corrupt"] != [bucket.TORN]:
+        raise HostError("the container saw other pictures than were uploaded")
+    words = ", ".join(f"{len(names):,} {name}" for name, names in lists.items())
+    console.print(f"   {words}: every picture is in its list", soft_wrap=True)
+
+
+def _show_receipt(receipt: dict[str, Any]) -> None:
+    console.print(f"   [green]$ cat …/runs/{receipt['id']}/receipt.json[/]")
+    console.print(f"   │ {receipt['command']}", soft_wrap=True, markup=False, style="dim")
+    for name in ("exit_code", "seconds", "image_id", "inputs", "secrets"):
+        text = json.dumps(receipt.get(name))
+        console.print(
+            f"   │ {name}: {text[:300]}{'…' if len(text) > 300 else ''}", soft_wrap=True, markup=False, style="dim"
+        )
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------
@@ -247,7 +270,7 @@ def _how_to_explore(stage: Stage) -> None:
         f"export AWS_ENDPOINT_URL={stage.server.endpoint} PATH={os.path.dirname(sys.executable)}:$PATH",
         f"ls {stage.directory}/train",
         "mountkit status",
-        f"mountkit run --input {stage.directory} --output {stage.output} {IMAGE} ls /data/input/train",
+        f"mountkit run --input {stage.directory} --output {stage.output} {IMAGE} token=demo n_samples=0.1",
     ]
     console.print("\nEverything is left as it is. To explore:")
     for command in commands:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from mountkit.errors import HostError
 BUCKET = "demo"
 CLASSES = 30
 PICTURES_PER_CLASS = 100
+TORN, TWICE = "train/class00/torn.jpg", "train/class00/twice.jpg"
 _ORIGINALS = 150
 _READY_S = 60.0
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
@@ -154,9 +156,16 @@ def fill(server: Server, advance: Callable[[int], None]) -> dict[str, str]:
         advance(len(content))
 
     with ThreadPoolExecutor(16) as pool:
-        for _ in pool.map(upload, pictures()):
+        for _ in pool.map(upload, itertools.chain(pictures(), flawed())):
             pass
     return sums
+
+
+def flawed() -> Iterator[tuple[str, bytes]]:
+    """What every real data set has too: a picture that is torn, and one that is there twice."""
+    _, first = next(pictures())
+    yield TORN, first[: len(first) // 2]
+    yield TWICE, first
 
 
 def pictures(classes: int = CLASSES, per_class: int = PICTURES_PER_CLASS) -> Iterator[tuple[str, bytes]]:
