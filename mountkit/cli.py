@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -184,14 +184,26 @@ def refresh(directory: str) -> None:
 
 @cli.command()
 @click.argument("directory")
-def warm(directory: str) -> None:
+@click.option("--order", metavar="FILE", type=click.File(), help="Fetch the files this list names, a path a line.")
+@click.option("--ahead", metavar="N", type=click.IntRange(1), help="With --order: stay N files ahead of the reader.")
+def warm(directory: str, order: TextIO | None, ahead: int | None) -> None:
     """Fetch everything below DIRECTORY into the cache. Ctrl-C stops it; what has arrived stays."""
     from mountkit import mounts, report
+    from mountkit.order import below_mount
 
+    if ahead is not None and order is None:
+        raise UsageError("--ahead needs a list to be ahead in", "give it with `--order FILE`")
     mover, info = mounts.mover_client(directory)
     with mover:
-        ttl_s = info.details["ttl_s"]
-        updates = mover.stream("warm", path=_relative(directory, info.directory), fresh=report.oldest_fresh(ttl_s))
+        if order is not None:
+            lines = [line.rstrip("\n") for line in order if line.strip()]
+            paths = below_mount(directory, info.directory, lines)
+            if len(paths) < len(lines):
+                raise UsageError(f"{order.name} names files outside of {info.directory}")
+            updates = mover.stream("warm_order", paths=paths, ahead=ahead)
+        else:
+            fresh = report.oldest_fresh(info.details["ttl_s"])
+            updates = mover.stream("warm", path=_relative(directory, info.directory), fresh=fresh)
         result = report.show_warm(updates)
     if result["failed"]:
         raise MountkitError(

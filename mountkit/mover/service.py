@@ -27,6 +27,7 @@ from mountkit.store.retry import RetryingStore
 
 log = logging.getLogger(__name__)
 _FIRST_PARTS = 8
+_ANNOUNCEMENTS = 16
 
 
 class Service:
@@ -56,6 +57,8 @@ class Service:
         store.on_slow_down = self._queue.slow_down
         self._readahead = Readahead()
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
+        self._orders: list[Warmer] = []
+        self._announcements = trio.CapacityLimiter(_ANNOUNCEMENTS)
         self._trouble = ""
         self._last_error = ""
         self._errors = 0
@@ -74,6 +77,8 @@ class Service:
             "verify": self._verify,
             "refresh": self._refresh,
             "warm": self._warm,
+            "warm_order": self._warm_order,
+            "announce": self._announce,
             "check": self._check,
             "stats": self._stats,
         }
@@ -106,7 +111,7 @@ class Service:
     # ---- bytes ---------------------------------------------------------------------------------------------
     async def _open(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         wanted = self._wanted(body["object"])
-        self.sweeper.opened(wanted.row, cold=True)
+        self._note_open(wanted.row, cold=True)
         parts = range(min(_FIRST_PARTS, len(wanted.parts)))
         await self.fetcher.need(wanted, parts, Priority.DEMAND)
         return {}
@@ -116,8 +121,13 @@ class Service:
         for ident in body["objects"]:
             row = self._catalog.object(ident)
             if row is not None:
-                self.sweeper.opened(row, cold=False)
+                self._note_open(row, cold=False)
         return {}
+
+    def _note_open(self, row: ObjectRow, *, cold: bool) -> None:
+        self.sweeper.opened(row, cold=cold)
+        for warmer in self._orders:
+            warmer.opened(row.key)
 
     async def _fetch(self, body: dict[str, Any], _progress: Progress) -> Message | dict[str, Any]:
         wanted = self._wanted(body["object"])
@@ -167,6 +177,31 @@ class Service:
         directory, row = await self._resolve(body["path"])
         warmer = Warmer(self._catalog, self.lister, self.fetcher, body["fresh"])
         return asdict(await warmer.run(directory=directory, row=row, report=progress))
+
+    async def _warm_order(self, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        return await self._in_order(body["paths"], body["ahead"], progress)
+
+    async def _announce(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        """Begins to fetch these files and answers at once, or once fewer announcements are under way."""
+        paths, turn = body["paths"], object()
+        await self._announcements.acquire_on_behalf_of(turn)
+
+        async def fetch() -> None:
+            try:
+                await self._in_order(paths, None, _silent)
+            finally:
+                self._announcements.release_on_behalf_of(turn)
+
+        self.lister.start_soon(fetch)
+        return {}
+
+    async def _in_order(self, paths: list[str], ahead: int | None, progress: Progress) -> dict[str, Any]:
+        warmer = Warmer(self._catalog, self.lister, self.fetcher, 0.0)
+        self._orders.append(warmer)
+        try:
+            return asdict(await warmer.run_order(paths, resolve=self._resolve, ahead=ahead, report=progress))
+        finally:
+            self._orders.remove(warmer)
 
     def _wanted(self, ident: int) -> Wanted:
         row = self._catalog.object(ident)
@@ -240,6 +275,10 @@ class Service:
         if kept and self._trouble:
             log.warning("the cache works again")
             self._trouble = ""
+
+
+async def _silent(_: dict[str, Any]) -> None:
+    """Nobody wants to hear of the progress."""
 
 
 def _shown(row: ObjectRow) -> str:

@@ -6,8 +6,9 @@ What the cache would not keep is not fetched but counted apart.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 
 import trio
@@ -20,6 +21,7 @@ from mountkit.catalog.values import DirectoryEntry, Kind, ObjectRow, StaleCookie
 from mountkit.errors import MountkitError
 from mountkit.ipc import Progress
 from mountkit.mover.fetcher import Fetcher, Wanted
+from mountkit.mover.given_order import Window
 from mountkit.mover.queue import Priority
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ _GET_BYTES = 8 * BLOCK_BYTES
 _PAGE = 1000
 _REPORT_S = 0.2
 _NAMED_FAILURES = 5
+
+Resolve = Callable[[str], Awaitable[tuple[int | None, ObjectRow | None]]]
+"""The directory or the object at a path below the mount."""
 
 
 @dataclass(slots=True)
@@ -46,28 +51,65 @@ class WarmProgress:
 
 
 class Warmer:
-    """One request to warm the tree below a directory, or one file."""
+    """One request to warm the tree below a directory, one file, or files in a given order."""
 
     def __init__(self, catalog: Catalog, lister: Lister, fetcher: Fetcher, fresh_after: float) -> None:
         self._catalog, self._lister, self._fetcher, self._fresh_after = catalog, lister, fetcher, fresh_after
         self.progress = WarmProgress()
         self._directories = trio.CapacityLimiter(_DIRECTORIES_AT_ONCE)
         self._files = trio.CapacityLimiter(_FILES_AT_ONCE)
+        self._window = Window((), None)
+        self._moved = trio.Event()
 
     async def run(self, *, directory: int | None, row: ObjectRow | None, report: Progress) -> WarmProgress:
         """Fetches everything below `directory`, or the one object; reports five times a second."""
+        async with self._reporting(report), trio.open_nursery() as work:
+            if row is not None:
+                self._count(row)
+                await self._fetch(row)
+            elif directory is not None:
+                async with trio.open_nursery() as listing:
+                    listing.start_soon(self._list, directory, listing, work)
+            self.progress.listing = False
+        return self.progress
+
+    async def run_order(
+        self, paths: list[str], *, resolve: Resolve, ahead: int | None, report: Progress
+    ) -> WarmProgress:
+        """Fetches these files in this order, at most `ahead` of those it fetched not opened yet."""
+        self._window = Window([self._catalog.prefix + os.fsencode(path) for path in paths], ahead)
+        async with self._reporting(report), trio.open_nursery() as work:
+            for place, path in enumerate(paths):
+                while not self._window.open:
+                    await self._moved.wait()
+                try:
+                    _, row = await resolve(path)
+                except MountkitError as exc:
+                    self._failed(str(exc))
+                    continue
+                if row is None:
+                    self._failed(f"{path} is a directory")
+                    continue
+                self._count(row)
+                if self._fetcher.lacking_bytes(wanted := Wanted.of(row), wanted.parts):
+                    self._window.fetched(place)
+                await self._files.acquire_on_behalf_of(row)
+                work.start_soon(self._fetch_acquired, row)
+            self.progress.listing = False
+        return self.progress
+
+    def opened(self, key: bytes) -> None:
+        """Somebody opened this file: the window of a given order moves."""
+        self._window.opened(key)
+        moved, self._moved = self._moved, trio.Event()
+        moved.set()
+
+    @asynccontextmanager
+    async def _reporting(self, report: Progress) -> AsyncGenerator[None, None]:
         async with trio.open_nursery() as reporting:
             reporting.start_soon(self._report, report)
-            async with trio.open_nursery() as work:
-                if row is not None:
-                    self._count(row)
-                    await self._fetch(row)
-                elif directory is not None:
-                    async with trio.open_nursery() as listing:
-                        listing.start_soon(self._list, directory, listing, work)
-                self.progress.listing = False
+            yield
             reporting.cancel_scope.cancel()
-        return self.progress
 
     async def _report(self, report: Progress) -> None:
         while True:

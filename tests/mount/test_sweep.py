@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,3 +58,19 @@ def test_a_hundred_random_files_cost_at_most_four_times_their_bytes(bucket: Buck
         requests = mountkit.status(root)["requests"]
         assert 100 < requests["get"] <= 400
         assert 100 * SIZE < requests["bytes_received"] <= 4 * 100 * SIZE
+
+
+def test_a_given_order_is_fetched_and_announced_files_too(bucket: Bucket, mountkit: CommandLine) -> None:
+    with SimServer(2, 50) as server:
+        root = _mounted(mountkit, server)
+        (mountkit.base / "order").write_text(f"d0000/f000003.jpg\n{root}/d0001/f000001.jpg\n")
+        done = mountkit.run("warm", str(root), "--order", str(mountkit.base / "order"), "--ahead", "5")
+        assert done.code == 0, done.err
+        assert "2 files, 2.0 KB are in the cache" in done.err
+        assert _gets(mountkit, root) == 2
+        announce = f"from mountkit.order import announce; announce({str(root)!r}, ['d0001/f000007.jpg'])"
+        subprocess.run([sys.executable, "-c", announce], check=True, env=mountkit.environment)
+        wait_until(lambda: _gets(mountkit, root) == 3)
+        assert (root / "d0001/f000007.jpg").read_bytes() == body_of("d0001/f000007.jpg")
+        assert _gets(mountkit, root) == 3
+        assert mountkit.run("warm", str(root), "--ahead", "5").code == 2
