@@ -99,19 +99,20 @@ class Sweeper:
     async def _sweep_tree(self, tree: Tree) -> None:
         log.info("sweeping %r: files of it are read in no order", tree.prefix)
         while not tree.ended:
-            tree.missed = self._failures = 0
+            self._failures = 0
             try:
                 whole = await self._sweep_once(tree)
             except (MountkitError, CatalogUnavailable) as exc:
                 log.info("the sweep of %r ends: %s", tree.prefix, exc)
                 self._sweeps.end(tree)
                 return
-            log.info("swept %r%s", tree.prefix, "" if whole else " as far as the cache keeps it")
+            tree.missed = 0
+            log.info("swept %r%s", tree.prefix, "" if whole else " as far as it can be read and kept")
             while not tree.ended and (not whole or tree.missed < BEGIN_FILES):
                 await self._something()
 
     async def _sweep_once(self, tree: Tree) -> bool:
-        """Fetches what the cache lacks of the tree; False if the cache would not keep all of it."""
+        """Fetches what the cache lacks of the tree; False if the cache would not keep all of it, or it fails."""
         async with aclosing(self._walk(tree.prefix)) as batches:
             async for rows in batches:
                 files = [Wanted.of(row) for row in rows if row.size <= _WHOLE_FILE_BYTES and self._worth(row)]
@@ -120,12 +121,12 @@ class Sweeper:
                     if not self._fetcher.room_for(wanted.row.size):
                         return False
                     if not await self._sweep(tree, wanted, wanted.parts):
-                        return True
+                        return False
         return True
 
     async def _sweep_file(self, file: LargeFile, row: ObjectRow) -> None:
         log.info("sweeping %r: it is read here and there", row.key)
-        wanted = Wanted.of(row)
+        wanted, self._failures = Wanted.of(row), 0
         for start in range(0, len(wanted.parts), _GET_PARTS):
             parts = wanted.parts[start : start + _GET_PARTS]
             if not self._fetcher.room_for(_GET_PARTS * BLOCK_BYTES // PARTS_PER_BLOCK):
@@ -139,13 +140,10 @@ class Sweeper:
         small = wanted.row.size <= BLOCK_BYTES
         if not small and not self._fetcher.lacking_bytes(wanted, parts):
             return True
-        while (
-            self._gets >= _GETS_AT_ONCE or self._bytes >= _BYTES_AT_ONCE or evidence.allowance(self._clock()) < expected
-        ):
-            if evidence.ended or self._failures >= _FAILURES:
-                self._failures = 0
-                return False
+        while not self._may_fetch(evidence, expected):
             await self._something()
+        if evidence.ended or self._failures >= _FAILURES:
+            return False
         sizes = self._fetcher.sweep(wanted, parts, self._ended(expected), known_missing=small)
         self._gets += len(sizes)
         self._bytes += len(sizes) * expected

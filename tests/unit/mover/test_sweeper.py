@@ -187,4 +187,4 @@ async def test_a_tree_that_may_not_be_read_is_given_up(
         for row in rows:
             reader.sweeper.opened(row, cold=False)
         await reader.quiet()
-        assert len(reader.bench.store.gets) < 500
+        assert len(reader.bench.store.gets) < 250
