@@ -1,23 +1,78 @@
 """A simulated S3 endpoint in a process of its own: a bucket of any size without a byte on disk, read-only, unsigned.
 
-`python -m tests.sim --directories 1000 --files 1000` serves the bucket `sim` with keys `d0000/f000000.jpg`, whose
-bodies are `key` repeated to 1,000 bytes; prints its port, then serves until its stdin closes.
+`python -m tests.sim --directories 1000 --files 1000` serves the bucket `sim` with keys `d0000/f000000.jpg`, and
+`--keys FILE` one with the keys of a file, each a line in hexadecimal, whatever bytes they are. Bodies are the key
+repeated to 1,000 bytes. Prints its port, then serves until its stdin closes.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
+import hashlib
 import subprocess
 import sys
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qs, quote, unquote_to_bytes
 
 SIZE = 1000
 _DATE = "2026-01-01T00:00:00.000Z"
 
 
-def body_of(key: str) -> bytes:
-    return (key.encode() * (SIZE // len(key) + 1))[:SIZE]
+def body_of(key: str | bytes) -> bytes:
+    text = key.encode() if isinstance(key, str) else key
+    return (text * (SIZE // len(text) + 1))[:SIZE]
+
+
+def etag_of(key: bytes) -> str:
+    return hashlib.md5(key).hexdigest()
+
+
+Listed = tuple[list[bytes], list[bytes], bytes]
+"""(keys, common prefixes, next token) of one page."""
+
+
+class _Bucket(Protocol):
+    def holds(self, key: bytes) -> bool: ...
+    def listing(self, prefix: bytes, delimiter: bytes, after: bytes, limit: int) -> Listed: ...
+
+
+class KeyedBucket:
+    """The keys it is given, whatever they are."""
+
+    def __init__(self, keys: Iterable[bytes]) -> None:
+        self._keys = sorted(set(keys))
+        self._all = set(self._keys)
+
+    def holds(self, key: bytes) -> bool:
+        return key in self._all
+
+    def listing(self, prefix: bytes, delimiter: bytes, after: bytes, limit: int) -> Listed:
+        """(keys, common prefixes, next token) of one page; a token is the last thing shown."""
+        keys: list[bytes] = []
+        prefixes: list[bytes] = []
+        position = bisect.bisect_left(self._keys, max(prefix, after))
+        last = b""
+        while position < len(self._keys) and self._keys[position].startswith(prefix):
+            key = self._keys[position]
+            rest = key[len(prefix) :]
+            if delimiter and delimiter in rest:
+                shown = prefix + rest[: rest.index(delimiter) + 1]
+                position = bisect.bisect_left(self._keys, shown[:-1] + bytes([shown[-1] + 1]), position)
+                group = prefixes
+            else:
+                shown, group = key, keys
+                position += 1
+            if shown <= after:
+                continue
+            if len(keys) + len(prefixes) == limit:
+                return keys, prefixes, last
+            group.append(shown)
+            last = shown
+        return keys, prefixes, b""
 
 
 class Bucket:
@@ -29,15 +84,20 @@ class Bucket:
     def key(self, number: int) -> str:
         return f"d{number // self.files:04d}/f{number % self.files:06d}.jpg"
 
-    def holds(self, key: str) -> bool:
+    def holds(self, wanted: bytes) -> bool:
+        key = wanted.decode("latin-1")
         try:
             directory, name = int(key[1:5]), int(key[7:13])
         except ValueError:
             return False
         return directory < self.directories and name < self.files and self.key(directory * self.files + name) == key
 
-    def listing(self, prefix: str, delimiter: str, after: str, limit: int) -> tuple[list[str], list[str], str]:
+    def listing(self, prefix: bytes, delimiter: bytes, after: bytes, limit: int) -> Listed:
         """(keys, common prefixes, next token) of one page."""
+        keys, prefixes, token = self._listing(prefix.decode("latin-1"), bool(delimiter), after.decode("latin-1"), limit)
+        return [key.encode() for key in keys], [name.encode() for name in prefixes], token.encode()
+
+    def _listing(self, prefix: str, delimiter: bool, after: str, limit: int) -> tuple[list[str], list[str], str]:
         keys: list[str] = []
         prefixes: list[str] = []
         if delimiter and "/" not in prefix:
@@ -68,7 +128,7 @@ class Bucket:
 
 
 class _Protocol(asyncio.Protocol):
-    def __init__(self, bucket: Bucket) -> None:
+    def __init__(self, bucket: _Bucket) -> None:
         self._bucket = bucket
         self._buffer = b""
 
@@ -84,14 +144,14 @@ class _Protocol(asyncio.Protocol):
 
     def _answer(self, head: str) -> bytes:
         method, target, _ = head.split("\r\n", 1)[0].split(" ", 2)
-        url = urlsplit(target)
-        _, _, key = unquote(url.path).lstrip("/").partition("/")
+        path, _, query = target.partition("?")
+        _, _, key = unquote_to_bytes(path.removeprefix("/")).partition(b"/")
         if not key:
-            return self._list(parse_qs(url.query), method)
+            return self._list(parse_qs(query, encoding="latin-1"), method)
         if not self._bucket.holds(key):
             return _response(404, b"<Error><Code>NoSuchKey</Code></Error>", method)
         fields = {
-            "ETag": f'"{key[1:5]}{key[7:13]}"',
+            "ETag": f'"{etag_of(key)}"',
             "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT",
         }
         data = body_of(key)
@@ -104,10 +164,15 @@ class _Protocol(asyncio.Protocol):
         return _response(200, data, method, fields)
 
     def _list(self, query: dict[str, list[str]], method: str) -> bytes:
-        after = query.get("continuation-token", query.get("start-after", [""]))[0]
-        limit = int(query.get("max-keys", ["1000"])[0])
-        prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]
-        keys, prefixes, token = self._bucket.listing(prefix, delimiter, after, limit)
+        def given(name: str) -> bytes:
+            return query.get(name, [""])[0].encode("latin-1")
+
+        token = given("continuation-token")
+        after = bytes.fromhex(token.decode()) if token else given("start-after")
+        limit = int(given("max-keys") or 1000)
+        prefix = given("prefix")
+        keys, prefixes, more = self._bucket.listing(prefix, given("delimiter"), after, limit)
+        token = more.hex().encode()
         parts = [
             '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>sim</Name>'
             f"<Prefix>{quote(prefix)}</Prefix><KeyCount>{len(keys) + len(prefixes)}</KeyCount>"
@@ -115,13 +180,13 @@ class _Protocol(asyncio.Protocol):
             f"<EncodingType>url</EncodingType><IsTruncated>{'true' if token else 'false'}</IsTruncated>"
         ]
         if token:
-            parts.append(f"<NextContinuationToken>{token}</NextContinuationToken>")
+            parts.append(f"<NextContinuationToken>{token.decode()}</NextContinuationToken>")
         parts += [
-            f"<Contents><Key>{key}</Key><LastModified>{_DATE}</LastModified><ETag>&quot;{key[1:5]}{key[7:13]}&quot;</ETag>"
+            f"<Contents><Key>{quote(key)}</Key><LastModified>{_DATE}</LastModified><ETag>&quot;{etag_of(key)}&quot;</ETag>"
             f"<Size>{SIZE}</Size><StorageClass>STANDARD</StorageClass></Contents>"
             for key in keys
         ]
-        parts += [f"<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>" for name in prefixes]
+        parts += [f"<CommonPrefixes><Prefix>{quote(name)}</Prefix></CommonPrefixes>" for name in prefixes]
         return _response(200, "".join([*parts, "</ListBucketResult>"]).encode(), method)
 
 
@@ -131,7 +196,7 @@ def _response(status: int, body: bytes, method: str, fields: dict[str, str] | No
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if method == "HEAD" else body)
 
 
-async def _serve(bucket: Bucket) -> None:
+async def _serve(bucket: _Bucket) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Protocol(bucket), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
@@ -142,8 +207,11 @@ async def _serve(bucket: Bucket) -> None:
 class SimServer:
     """The endpoint as a context manager."""
 
-    def __init__(self, directories: int, files: int) -> None:
+    def __init__(self, directories: int = 0, files: int = 0, *, keys: Path | None = None) -> None:
+        """`keys`: a file with a key a line, in hexadecimal."""
         self._command = [sys.executable, "-m", "tests.sim", "--directories", str(directories), "--files", str(files)]
+        if keys is not None:
+            self._command += ["--keys", str(keys)]
 
     def __enter__(self) -> SimServer:
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -159,5 +227,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directories", type=int, default=1000)
     parser.add_argument("--files", type=int, default=1000)
-    given = parser.parse_args()
-    asyncio.run(_serve(Bucket(given.directories, given.files)))
+    parser.add_argument("--keys", type=Path)
+    arguments = parser.parse_args()
+    if arguments.keys:
+        asyncio.run(_serve(KeyedBucket(map(bytes.fromhex, arguments.keys.read_text().split()))))
+    else:
+        asyncio.run(_serve(Bucket(arguments.directories, arguments.files)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -34,13 +35,18 @@ def drop_page_cache() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def our_processes() -> dict[int, str]:
-    """Processes of mountkit on this machine, by pid."""
+def our_processes(base: Path) -> dict[int, str]:
+    """Processes of mountkit that commands of the test with this directory have started, by pid.
+
+    Others may run mounts on this machine, too: `CommandLine` marks its own by a word in PATH, which they inherit.
+    """
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
         if any(word.startswith(("mountkit.serve.", "mountkit.mover.")) for word in line):
-            found[process.pid] = " ".join(line)
+            with contextlib.suppress(psutil.Error):
+                if str(base) in process.environ().get("PATH", "").split(":"):
+                    found[process.pid] = " ".join(line)
     return found
 
 
@@ -87,9 +93,16 @@ class CommandLine:
     environment: dict[str, str]
     mounted: list[Path] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.environment = {**self.environment, "PATH": f"{self.environment.get('PATH', os.defpath)}:{self.base}"}
+
     @property
     def cache(self) -> Path:
         return self.base / "cache"
+
+    def processes(self) -> dict[int, str]:
+        """What its commands have started and still runs, by pid."""
+        return our_processes(self.base)
 
     def run(self, *words: str, timeout: float = 60, environment: dict[str, str] | None = None) -> Result:
         started = time.monotonic()
@@ -162,10 +175,9 @@ def bucket(seaweed: SeaweedServer, proxy: LoggingProxy) -> Iterator[Bucket]:
 
 @pytest.fixture
 def mountkit(bucket: Bucket, tmp_path: Path) -> Iterator[CommandLine]:
-    before = our_processes()
     line = CommandLine(tmp_path, {**bucket.environment, "XDG_STATE_HOME": str(tmp_path / "state")})
     yield line
     line.close()
-    wait_until(lambda: not set(our_processes()) - set(before), seconds=15)
+    wait_until(lambda: not line.processes(), seconds=15)
     left = [m.directory for m in mountinfo.ours() if m.directory.startswith(str(tmp_path))]
     assert not left, f"mounts were left behind: {left}"

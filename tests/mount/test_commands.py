@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Bucket, CommandLine, content, kill, our_processes, wait_until
+from tests.mount.conftest import Bucket, CommandLine, content, kill, wait_until
 
 
 def test_warm_brings_a_tree_into_the_cache_and_nothing_else(bucket: Bucket, mountkit: CommandLine) -> None:
@@ -88,7 +88,7 @@ def test_a_container_reads_the_bucket_and_its_exit_code_comes_through(
     assert result.code == 42, result.err
     assert result.out == "hello from the bucket\n"
     assert (out / "b.txt").read_text() == "hello from the bucket\n"
-    wait_until(lambda: not our_processes())
+    wait_until(lambda: not mountkit.processes())
 
 
 @pytest.mark.timeout(200)

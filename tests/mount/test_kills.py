@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from mountkit import mountinfo
-from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, our_processes, wait_until
+from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, wait_until
 
 PATIENCE_S = 6.0
 """The longest a single file may take under kills. By itself it is under 2 s; a loaded machine gets the rest."""
@@ -189,7 +189,7 @@ def test_the_death_of_all_is_said_and_cleared_by_the_next_mount(bucket: Bucket, 
     objects = _fill(bucket, 3)
     directory = mountkit.mount(bucket.source)
     assert (directory / "f001").read_bytes() == objects["f001"]
-    _kill_all_at_once()
+    _kill_all_at_once(mountkit)
     assert f"{directory}: dead" in mountkit.run("status").out
     mountkit.mounted.remove(directory)
     bucket.proxy.requests.clear()
@@ -220,14 +220,14 @@ def test_after_one_death_after_another_the_next_mount_is_whole(
     assert len([m for m in mountinfo.ours() if m.directory == str(directory)]) == 1
 
 
-def _kill_all_at_once() -> None:
+def _kill_all_at_once(mountkit: CommandLine) -> None:
     """Stops them first, so that none sees another one die."""
-    pids = list(our_processes())
+    pids = list(mountkit.processes())
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     for pid in pids:
         kill(pid)
-    wait_until(lambda: not our_processes())
+    wait_until(lambda: not mountkit.processes())
 
 
 @pytest.mark.parametrize("flags", VARIANTS)
@@ -316,7 +316,7 @@ def test_ctrl_c_ends_a_mount_that_waits_for_a_black_hole(bucket: Bucket, mountki
         asked.close()
     assert process.returncode == 130
     assert "Traceback" not in err
-    wait_until(lambda: not our_processes(), seconds=3)
+    wait_until(lambda: not mountkit.processes(), seconds=3)
     assert time.monotonic() - started < 5
     assert not mountinfo.ours()
 
@@ -336,7 +336,7 @@ def test_only_the_mover_knows_the_secret(bucket: Bucket, mountkit: CommandLine) 
         assert not _holds(pid, secret)
         # Undumpable: its descriptors, the sealed credentials among them, are closed to other processes of this user.
         assert _dumpable(pid) is False
-    for pid in our_processes():
+    for pid in mountkit.processes():
         for name in ("cmdline", "environ"):
             assert secret not in Path(f"/proc/{pid}/{name}").read_bytes()
     assert secret.decode() not in mountkit.run("status", "--json").out

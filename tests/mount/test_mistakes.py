@@ -69,12 +69,7 @@ class Scene:
 
     def processes(self) -> list[str]:
         """The processes of this test's mounts."""
-        found = []
-        for pid, line in our_processes().items():
-            with contextlib.suppress(psutil.Error):
-                if str(self.base) in psutil.Process(pid).environ().get("PATH", ""):
-                    found.append(f"{pid}: {line}")
-        return found
+        return [f"{pid}: {line}" for pid, line in our_processes(self.base).items()]
 
     def mounts(self) -> list[str]:
         return [m.directory for m in mountinfo.ours() if m.directory.startswith(f"{self.base}/")]

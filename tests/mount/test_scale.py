@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, our_processes, wait_until
+from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, wait_until
 from tests.sim import SimServer
 
 OBJECTS = 20_000
@@ -98,8 +98,8 @@ def million(tmp_path: Path) -> Iterator[tuple[CommandLine, str]]:
         line.close()
 
 
-def _pss_mb() -> float:
-    return sum(psutil.Process(pid).memory_full_info().pss for pid in our_processes()) / 1e6
+def _pss_mb(line: CommandLine) -> float:
+    return sum(psutil.Process(pid).memory_full_info().pss for pid in line.processes()) / 1e6
 
 
 _WALK = "import os, sys; print(sum(len(files) for _, _, files in os.walk(sys.argv[1])))"
@@ -111,7 +111,7 @@ def test_a_million_keys_are_walked_in_little_memory(million: tuple[CommandLine, 
     root = line.mount(source)
     walked = subprocess.run([sys.executable, "-c", _WALK, root], capture_output=True, text=True, check=True).stdout
     assert int(walked) == 1_000_000
-    assert _pss_mb() < 250
+    assert _pss_mb(line) < 250
     key = "d0500/f000123.jpg"
     assert (root / key).read_bytes() == (key * 100).encode()[:1000]
 

@@ -20,23 +20,10 @@ from tests.mount.conftest import bucket as bucket
 from tests.mount.conftest import proxy as proxy
 
 
-def processes_of(place: Path) -> list[int]:
-    """Processes of mountkit that hold something below `place` open; others may run mounts on this machine too."""
-    found = []
-    for pid in our_processes():
-        try:
-            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-        except OSError:
-            continue
-        if any(link.startswith(str(place)) for link in links):
-            found.append(pid)
-    return found
-
-
 @pytest.fixture
 def line(bucket: Bucket, tmp_path: Path) -> Iterator[CommandLine]:
     yield CommandLine(tmp_path, {**bucket.environment, "XDG_STATE_HOME": str(tmp_path / "state")})
-    wait_until(lambda: not processes_of(tmp_path), seconds=15)
+    wait_until(lambda: not our_processes(tmp_path), seconds=15)
 
 
 def start(line: CommandLine, *words: str) -> subprocess.Popen[str]:
