@@ -1,7 +1,7 @@
 """The common mistakes: each ends soon, names its cause and a way out, and leaves nothing behind.
 
 Other suites may mount on this machine at the same time, so "nothing left" is about our own: every process of a mount
-inherits PATH, and the PATH of these tests ends in a directory of the test's.
+inherits PATH, and the PATH of these tests names a directory of the test's.
 """
 
 from __future__ import annotations
@@ -105,7 +105,6 @@ def scene(bucket: Bucket, mountkit: CommandLine, seaweed: SeaweedServer) -> Iter
     directory.mkdir()
     mountkit.environment = {
         **mountkit.environment,
-        "PATH": f"{os.environ['PATH']}:{mountkit.base}/marker",
         "HOME": str(mountkit.base),  # no ~/.aws of whoever runs the tests
         "AWS_EC2_METADATA_DISABLED": "true",
     }

@@ -3,7 +3,7 @@
 import threading
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
-from mountkit.mover.queue import FetchQueue, Priority
+from mountkit.mover.queue import SWEEP_THREADS, FetchQueue, Priority
 from mountkit.mover.readahead import Readahead
 
 GIB = 1 << 30
@@ -106,6 +106,25 @@ def test_the_most_urgent_job_runs_first_and_a_promoted_one_only_once() -> None:
     for job in (sweep, ahead, late):
         assert job.done.wait(5)
     assert log == [blocker, late, ahead, sweep]
+    queue.close()
+
+
+def test_a_sweep_leaves_threads_to_who_waits_and_a_promoted_job_gets_one() -> None:
+    queue, log, gate = FetchQueue(), list[_Job](), threading.Event()
+    sweeps = [_Job(Priority.SWEEP, log, gate) for _ in range(SWEEP_THREADS + 5)]
+    for job in sweeps:
+        queue.put(job)
+    waiting = sweeps[-1]
+    demand = _Job(Priority.DEMAND, log)
+    queue.put(demand)
+    assert demand.done.wait(5)
+    waiting._gate = None
+    queue.promote(waiting, Priority.DEMAND)
+    assert waiting.done.wait(5)
+    assert log == [demand, waiting]
+    assert queue.statistics().running <= SWEEP_THREADS
+    gate.set()
+    assert all(job.done.wait(5) for job in sweeps)
     queue.close()
 
 
