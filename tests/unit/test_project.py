@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
 from pathlib import Path
 
@@ -247,6 +248,15 @@ def test_what_is_shown_reads_back_the_same_and_tells_no_variables(tmp_path: Path
     text = f"mounts:{yamlfile.dump(loaded.mounts, 1)}runs:{yamlfile.dump(loaded.runs, 1)}"
     assert "from b" not in text
     assert load(tmp_path, text).run("sample") == loaded.run("sample")
+
+
+@pytest.mark.parametrize("page", ["configuration.md", "train-in-five-minutes.md"])
+def test_every_example_in_docs_passes_the_check(tmp_path: Path, page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    examples = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert examples
+    for example in examples:
+        project.load(write(tmp_path, example), {"HOME": "/home/me"}).check()
 
 
 def test_the_schema_in_docs_is_the_one_of_the_tables() -> None:
