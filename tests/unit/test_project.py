@@ -243,6 +243,16 @@ def test_what_is_not_in_the_file_is_left_to_others(tmp_path: Path, monkeypatch: 
     assert "did you mean `train`?" in caught.value.hint
 
 
+def test_a_source_without_a_directory_is_told_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="says where `bucket` is mounted"):
+        project.chosen_mounts("bucket", every=False)
+    for name, every in (("bucket", True), (None, False)):
+        with pytest.raises(UsageError, match="either one mount or --all"):
+            project.chosen_mounts(name, every=every)
+
+
 def test_what_is_shown_reads_back_the_same_and_tells_no_variables(tmp_path: Path) -> None:
     loaded = load(tmp_path, GOOD)
     text = f"mounts:{yamlfile.dump(loaded.mounts, 1)}runs:{yamlfile.dump(loaded.runs, 1)}"
