@@ -185,9 +185,18 @@ def find_mount(word: str) -> NamedMount | None:
 
 
 def find_run(word: str) -> RunDefaults | None:
-    """The run that `word` names in the project that holds here; None if it is an image. Raises UsageError."""
+    """The run that `word` names in the project that holds here; None if it is an image. Raises UsageError.
+
+    Also for a word that is nearly a run's name: else a typing error would fetch somebody's image and run it.
+    """
     project = find() if _NAME.fullmatch(word) else None
-    return project.run(word) if project and word in project.runs.entries else None
+    if project is None:
+        return None
+    near = difflib.get_close_matches(word, project.runs.entries, n=1, cutoff=0.75)
+    if near and word not in project.runs.entries:
+        hint = f"did you mean `{near[0]}`? The image of that name is `{word}:latest`"
+        raise UsageError(f"{project.path} has no run `{word}`", hint)
+    return project.run(word) if near else None
 
 
 def resolve(wanted: RunDefaults) -> RunDefaults:

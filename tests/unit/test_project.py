@@ -236,6 +236,9 @@ def test_what_is_not_in_the_file_is_left_to_others(tmp_path: Path, monkeypatch: 
     write(tmp_path, GOOD)
     monkeypatch.chdir(tmp_path)
     assert project.find_run("ubuntu") is None
+    with pytest.raises(UsageError, match="no run `smaple`") as nearly:
+        project.find_run("smaple")
+    assert "did you mean `sample`?" in nearly.value.hint
     wanted = RunDefaults(inputs=(Input("bucket", "", is_directory=False), Input("eval", "/e", is_directory=False)))
     assert [i.source for i in project.resolve(wanted).inputs] == ["bucket", "data/eval"]
     with pytest.raises(UsageError, match="no mount `trian`") as caught:

@@ -75,7 +75,7 @@ def embed(image: Image.Image) -> NDArray[np.float32]:
     down, across = np.gradient(small.mean(axis=2))
     angles = ((np.arctan2(down, across) / np.pi + 1) / 2 * DIRECTIONS).astype(int) % DIRECTIONS
     edges = np.bincount(angles.ravel(), np.hypot(down, across).ravel(), minlength=DIRECTIONS)
-    parts = [_unit(places - places.mean()), _unit(np.sqrt(colours)), _unit(edges)]
+    parts = [_unit(places - places.mean()), _unit(np.sqrt(colours)), _unit(edges.astype(np.float32))]
     return _unit(np.concatenate(parts)).astype(np.float32)
 
 
