@@ -46,6 +46,7 @@ class _Evidence(Protocol):
     ended: bool
 
     def allowance(self, now: float) -> int: ...
+    def at_once(self, most: int) -> int: ...
 
 
 class Sweeper:
@@ -154,7 +155,7 @@ class Sweeper:
         """Whether it is time for a fetch, or for the sweep to end."""
         if evidence.ended or self._failures >= _FAILURES:
             return True
-        if self._gets >= _GETS_AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
+        if self._gets >= evidence.at_once(_GETS_AT_ONCE) or self._bytes >= _BYTES_AT_ONCE:
             return False
         return evidence.allowance(self._clock()) >= expected
 
