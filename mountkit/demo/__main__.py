@@ -31,6 +31,7 @@ from mountkit.errors import HostError, MountkitError
 IMAGE = "lightly/sampling:latest"
 SAMPLES = 60
 READERS = 4
+_ENDING_S = 60.0
 _BUILD = Path(__file__).parents[2] / "containers" / "sampling" / "build.py"
 console = Console(highlight=False)
 
@@ -57,6 +58,11 @@ class Stage:
     def output(self) -> str:
         return os.path.join(self.base, "output")
 
+    @property
+    def source(self) -> str:
+        assert self.server
+        return f"s3://{bucket.BUCKET}?endpoint={self.server.endpoint}"
+
     def environment(self) -> dict[str, str]:
         """Ours, with the demo's credentials in place of any of the user's own."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -71,7 +77,7 @@ def main() -> int:
     keep = "--keep" in sys.argv[1:]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    stage = Stage(tempfile.mkdtemp(prefix="mountkit-demo-"))
+    stage = Stage(tempfile.mkdtemp(prefix="mountkit-story-"))
     try:
         _tell(stage)
     except MountkitError as exc:
@@ -101,7 +107,7 @@ def _tell(stage: Stage) -> None:
         stage.server = bucket.start_server(stage.base)
         console.print(f"   {stage.server.endpoint}, with credentials of its own")
     sums = _make_pictures(stage, stage.server)
-    _mount(stage, stage.server)
+    _mount(stage)
     first = _epoch(stage, sums, "Read everything once, shuffled, from the bucket; a server dies on the way", kill=True)
     second = _epoch(stage, sums, "Read everything again: now it comes from the disk cache", kill=False)
     console.print(f"   the second epoch was {first.seconds / second.seconds:.1f} times as fast as the first")
@@ -126,13 +132,12 @@ def _make_pictures(stage: Stage, server: bucket.Server) -> dict[str, str]:
     return sums
 
 
-def _mount(stage: Stage, server: bucket.Server) -> None:
+def _mount(stage: Stage) -> None:
     with _step(stage, "Mount it"):
         os.mkdir(stage.directory)
         stage.mounted = True
-        source = f"s3://{bucket.BUCKET}?endpoint={server.endpoint}"
         flags = [] if os.geteuid() == 0 else ["--allow-other"]
-        _mountkit(stage, "mount", source, stage.directory, "--cache", stage.cache, *flags)
+        _mountkit(stage, "mount", stage.source, stage.directory, "--cache", stage.cache, *flags)
         classes = sorted(os.listdir(os.path.join(stage.directory, "train")))
         console.print(f"   ls {stage.directory}/train: {' '.join(classes[:4])} … {classes[-1]}", soft_wrap=True)
 
@@ -181,7 +186,8 @@ def _show_requests(before: dict[str, Any], after: dict[str, Any]) -> None:
 def _run_container(stage: Stage, sums: dict[str, str]) -> None:
     with _step(stage, f"Run a container over it that chooses the {SAMPLES} most different pictures"):
         _command([sys.executable, str(_BUILD)], stage)
-        places = ["--input", stage.directory, "--output", stage.output]
+        # As a bucket, not as the directory: the run mounts it itself, with the same cache, and its receipt tells more.
+        places = ["--input", stage.source, "--cache", stage.cache, "--output", stage.output]
         _mountkit(stage, "run", *places, IMAGE, "token=demo", f"n_samples={SAMPLES}")
     with _step(stage, "Look at what it left, and at the receipt of the run"):
         results = next(Path(stage.output).glob("*/*"))
@@ -240,13 +246,28 @@ def _mountkit(stage: Stage, *words: str) -> None:
 
 
 def _command(command: list[str], stage: Stage) -> None:
-    done = subprocess.run(
-        command, env=stage.environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    process = subprocess.Popen(
+        command,
+        env=stage.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a Ctrl-C is for the demo, which ends what it has started
     )
-    for line in (done.stdout + done.stderr).rstrip().splitlines():
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        process.terminate()  # never -9: a run takes its container and its mount away first
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_ENDING_S)
+        raise
+    for line in (out + err).rstrip().splitlines():
         console.print(f"   │ {line}", soft_wrap=True, markup=False, style="dim")
-    if done.returncode:
-        raise HostError(f"`{shlex.join(command[2:5])} …` ended with exit code {done.returncode}", "see the lines above")
+    if process.returncode:
+        raise HostError(
+            f"`{shlex.join(command[2:5])} …` ended with exit code {process.returncode}", "see the lines above"
+        )
 
 
 def _status(stage: Stage) -> dict[str, Any]:

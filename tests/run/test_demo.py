@@ -22,6 +22,14 @@ def test_every_picture_is_a_jpeg_with_bytes_of_its_own_and_the_same_each_time() 
     assert made == dict(bucket.pictures(classes=3, per_class=20))
 
 
+def test_the_flaws_are_one_torn_and_one_repeated_picture() -> None:
+    flaws = dict(bucket.flawed())
+    whole = next(bucket.pictures())[1]
+    assert flaws == {bucket.TORN: whole[: len(whole) // 2], bucket.TWICE: whole}
+    with pytest.raises(OSError, match="truncated"), Image.open(io.BytesIO(flaws[bucket.TORN])) as torn:
+        torn.load()
+
+
 def test_the_server_wants_its_own_credentials_and_is_gone_after_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
