@@ -70,15 +70,21 @@ def mount(
     for text in mount_options:
         given |= {name.replace("-", "_"): value for name, value in parse_mount_options(text).items()}
     given |= {name: value for name, value in flags.items() if value is not None}
-    if source and directory and not every:
+    if source is not None and directory is not None and not every:
         _mount_one(source, directory, given, foreground)
         return
     from mountkit import project
 
+    if not every and (source is None or not project.find_file()):
+        raise _missing("DIRECTORY" if source else "SOURCE")
     if every and foreground:
         raise UsageError("one process cannot be the keeper of every mount", "leave out --foreground or --all")
     named = project.chosen_mounts(source, every=every)
     _each(named, lambda one: _mount_one(one.source, one.directory, {**one.options, **given}, foreground))
+
+
+def _missing(name: str) -> click.MissingParameter:
+    return click.MissingParameter(ctx=click.get_current_context(), param_hint=f"'{name}'", param_type="argument")
 
 
 def _each(named: Iterable[Any], action: Callable[[Any], None]) -> None:
@@ -129,7 +135,9 @@ def unmount(directory: str | None, force: bool, every: bool) -> None:
     from mountkit import mountinfo, mounts, project
 
     mounted = {point.directory for point in mountinfo.ours()}
-    if directory and not every:
+    if directory is None and not every:
+        raise _missing("DIRECTORY")
+    if directory is not None and not every:
         named = None if mountinfo.resolve(directory) in mounted else project.find_mount(directory)
         mounts.unmount(named.directory if named else directory, force=force)
         return

@@ -211,10 +211,6 @@ def chosen_mounts(name: str | None, *, every: bool) -> list[NamedMount]:
     """The mounts that `NAME` or `--all` mean. Raises UsageError."""
     if every == (name is not None):
         raise UsageError("say either one mount or --all", "`mountkit mount SOURCE DIRECTORY`, `NAME` or `--all`")
-    if name is not None and find() is None:
-        raise UsageError(
-            f"there is no {FILE_NAME} that says where `{name}` is mounted", f"name its directory: `{name} DIRECTORY`"
-        )
     project = required()
     if every and not project.mounts.entries:
         raise UsageError(f"{project.path} has no mounts", "add some below `mounts:`")

@@ -246,11 +246,7 @@ def test_what_is_not_in_the_file_is_left_to_others(tmp_path: Path, monkeypatch: 
     assert "did you mean `train`?" in caught.value.hint
 
 
-def test_a_source_without_a_directory_is_told_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match="says where `bucket` is mounted"):
-        project.chosen_mounts("bucket", every=False)
+def test_one_mount_and_all_mounts_exclude_each_other() -> None:
     for name, every in (("bucket", True), (None, False)):
         with pytest.raises(UsageError, match="either one mount or --all"):
             project.chosen_mounts(name, every=every)
