@@ -19,8 +19,8 @@ from typing import Any
 from mountkit.errors import UsageError
 from mountkit.sources import BucketURL, parse_source
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)?")
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*(ms|s|m|h|d|w)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 

@@ -81,7 +81,10 @@ class _Assembler:
             raise ChannelClosed("the peer does not speak our language")
         payload = bytes(self._buffer[_FRAME.size + text_length : end])
         del self._buffer[:end]
-        count = min(int(body.pop("fds", 0)), len(self._fds))
+        announced = body.pop("fds", 0)
+        if not isinstance(announced, int) or announced < 0:
+            raise ChannelClosed("the peer does not speak our language")
+        count = min(announced, len(self._fds))
         fds, self._fds = self._fds[:count], self._fds[count:]
         return Message(body, payload, fds)
 

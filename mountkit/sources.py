@@ -77,7 +77,8 @@ def parse_source(text: str) -> BucketURL:
         raise UsageError(f"the source has the unknown scheme `{scheme}://`", "mountkit mounts s3:// sources")
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(f"`{bucket}` is no bucket name", _FORM)
-    key = unquote_to_bytes(prefix) if separator else prefix.encode("utf-8", "surrogateescape")
+    key = prefix.encode("utf-8", "surrogateescape")
+    key = unquote_to_bytes(key) if separator else key
     key = key.rstrip(b"/")
     return _with_query(BucketURL(bucket, key + b"/" if key else b""), query)
 

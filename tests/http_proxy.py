@@ -1,15 +1,22 @@
 """A logging HTTP/1.1 proxy in front of a real S3 server, in a thread: what was asked, in what order, with what answer.
 
 Requests pass through byte for byte (the client signs the proxy's own Host, which the server then sees), one upstream
-connection per client connection. `faults` may answer or spoil a request instead.
+connection per client connection. `fault` may answer instead of the server; `spoilt_by` puts a `Spoiler` (tests.faults)
+in the way of the requests that match its rule; `refuse` and `listen_again` are a server that is down.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import random
+import socket
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,88 @@ Fault = Callable[[str, str], "bytes | None"]
 
 
 @dataclass
+class Answer:
+    """The server's whole answer, for a spoiler to send some of it."""
+
+    head: bytes
+    body: bytes
+
+    @property
+    def status(self) -> int:
+        return int(self.head.split(b" ", 2)[1])
+
+
+class Exchange:
+    """One request that a spoiler has to deal with."""
+
+    def __init__(self, method: str, target: str, fields: dict[str, str], writer: asyncio.StreamWriter) -> None:
+        self.method, self.target, self.fields, self.writer = method, target, fields, writer
+        self.ask: Callable[[], Awaitable[Answer]]
+
+    async def answer(self) -> Answer:
+        """What the server says to it."""
+        return await self.ask()
+
+    async def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.writer.write(piece)
+        await self.writer.drain()
+
+    def reset(self) -> None:
+        """Ends the connection with RST, as a killed server or a firewall does."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+class Spoiler(Protocol):
+    async def __call__(self, exchange: Exchange) -> bool:
+        """Deals with the request; whether the connection may be used again."""
+        ...
+
+
+@dataclass
+class Rule:
+    """Which requests are spoilt: those that match, the first `count` of them (None: all), each with `probability`."""
+
+    spoiler: Spoiler
+    method: str = ""
+    path: str = ""
+    """What the target must hold, as it is escaped there."""
+    listings: bool | None = None
+    """Only listings, or only what is none."""
+    credentials: str = ""
+    """What the Authorization header must hold."""
+    count: int | None = None
+    probability: float = 1.0
+    seed: int = 0
+    hits: int = 0
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def takes(self, method: str, target: str, fields: dict[str, str]) -> bool:
+        """Whether this request is to be spoilt; counts it."""
+        matches = (
+            self.method in ("", method)
+            and self.path in target
+            and self.listings in (None, "list-type=2" in target)
+            and self.credentials in fields.get("authorization", "")
+        )
+        if not matches or self.hits == self.count or self._random.random() >= self.probability:
+            return False
+        self.hits += 1
+        return True
+
+
+@dataclass
 class LoggingProxy:
     """`with LoggingProxy(port) as proxy:` forwards `proxy.url` to 127.0.0.1:port."""
 
     upstream_port: int
     requests: list[Request] = field(default_factory=list)
     fault: Fault | None = None
+    rules: list[Rule] = field(default_factory=list)
     port: int = 0
 
     def __enter__(self) -> LoggingProxy:
@@ -61,24 +144,75 @@ class LoggingProxy:
     def listings(self) -> int:
         return sum(r.is_listing for r in self.requests)
 
+    @contextlib.contextmanager
+    def spoilt_by(
+        self,
+        spoiler: Spoiler,
+        *,
+        method: str = "",
+        path: str = "",
+        listings: bool | None = None,
+        credentials: str = "",
+        count: int | None = None,
+        probability: float = 1.0,
+    ) -> Iterator[Rule]:
+        """While it lasts, matching requests are spoilt; see `Rule`."""
+        rule = Rule(spoiler, method, path, listings, credentials, count, probability)
+        self.rules.append(rule)
+        try:
+            yield rule
+        finally:
+            self.rules.remove(rule)
+
+    def refuse(self) -> None:
+        """From now on connections are refused, and those there are reset."""
+        self._in_loop(self._close_server())
+
+    def listen_again(self) -> None:
+        self._in_loop(self._open_server())
+
+    def hang_up(self) -> None:
+        """Closes all connections there are, so that the next requests need new ones."""
+        self._in_loop(self._end_clients())
+
+    def _in_loop(self, work: Coroutine[object, object, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._serve())
         self._loop.close()
 
+    async def _open_server(self) -> None:
+        self._server = await asyncio.start_server(self._client, "127.0.0.1", self.port, limit=1 << 20)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close_server(self) -> None:
+        self._server.close()
+        await self._end_clients()
+
+    async def _end_clients(self) -> None:
+        for task in list(self._clients):
+            task.cancel()
+
     async def _serve(self) -> None:
         self._stopped = asyncio.Event()
-        server = await asyncio.start_server(self._client, "127.0.0.1", 0, limit=1 << 20)
-        self.port = server.sockets[0].getsockname()[1]
+        self._clients: set[asyncio.Task[None]] = set()
+        await self._open_server()
         self._started.set()
         await self._stopped.wait()
-        server.close()
-        for task in asyncio.all_tasks():
-            if task is not asyncio.current_task():
-                task.cancel()
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # closing a transport takes another turn of the loop
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        me = asyncio.current_task()
+        assert me is not None
+        self._clients.add(me)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -91,6 +225,14 @@ class LoggingProxy:
                     writer.write(canned)
                     await writer.drain()
                     return
+                rule = next((rule for rule in self.rules if rule.takes(method, target, fields)), None)
+                if rule is not None:
+                    self.requests.append(Request(method, target, fields.get("range", ""), 0))
+                    exchange = Exchange(method, target, fields, writer)
+                    exchange.ask = functools.partial(self._ask, method, head + body)
+                    if not await rule.spoiler(exchange):
+                        return
+                    continue
                 if upstream is None:
                     upstream = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)
                 upstream[1].write(head + body)
@@ -99,9 +241,24 @@ class LoggingProxy:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
+            self._clients.discard(me)
             writer.close()
             if upstream is not None:
                 upstream[1].close()
+
+    async def _ask(self, method: str, request: bytes) -> Answer:
+        """The whole answer to one request, over a connection of its own."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)
+        try:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            fields = _fields(head)
+            if method == "HEAD" or "content-length" not in fields:
+                assert "chunked" not in fields.get("transfer-encoding", ""), "spoilers need a Content-Length"
+                return Answer(head, b"")
+            return Answer(head, await reader.readexactly(int(fields["content-length"])))
+        finally:
+            writer.close()
 
 
 def _fields(head: bytes) -> dict[str, str]:

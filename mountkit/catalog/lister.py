@@ -3,7 +3,8 @@
 A cold lookup asks for that one name: HEAD of the key and one key of `key/`, at the same time. From the third lookup in
 a directory on, or with the first readdir, the directory is listed page by page; whoever waits goes on as soon as the
 listing has passed what he asked for. When the bucket cannot be reached, what is known already stays the answer and
-the result says it is stale, unless the mount promised `--ttl 0`; until it answers it is asked again every 5 s.
+the result says it is stale, unless the mount promised `--ttl 0`. Only the first to notice waits for the
+budget: from then on known names are answered at once, and one request a second finds out when the bucket is back.
 """
 
 from __future__ import annotations
@@ -22,16 +23,7 @@ from mountkit import errors, names
 from mountkit.catalog.listing import Listing
 from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import Change, Directory, StaleCookie
-from mountkit.errors import (
-    BucketMissing,
-    CredentialsError,
-    MountkitError,
-    ObjectChanged,
-    ObjectMissing,
-    StoreError,
-    StoreUnavailable,
-    WrongRegion,
-)
+from mountkit.errors import AccessDenied, BadAnswer, MountkitError, ObjectChanged, ObjectMissing, StoreError
 from mountkit.store.api import ObjectInfo, Page, Store
 
 log = logging.getLogger(__name__)
@@ -39,9 +31,7 @@ _SINGLE_LOOKUPS = 2
 _DIRECTORIES = 4096
 _REQUESTS_AT_ONCE = 64
 _PAGE = 1000
-_PROBE_S = 5.0
-_SILENCE = (StoreUnavailable, CredentialsError, BucketMissing, WrongRegion)
-"""Failures of the whole bucket; any other is its answer about one key."""
+_PROBE_S = 1.0
 T = TypeVar("T")
 
 
@@ -82,8 +72,11 @@ class _Listing:
 class Lister:
     """Fills the catalog from one store. One trio thread owns it; listings run in the nursery given to `run`."""
 
-    def __init__(self, catalog: Catalog, store: Store, *, ttl_s: float) -> None:
+    def __init__(self, catalog: Catalog, store: Store, *, ttl_s: float, probe: Store | None = None) -> None:
+        """`probe` is the store without retries."""
         self._catalog, self._store, self._ttl_s = catalog, store, ttl_s
+        self._probe_store = probe or store
+        self._away = False
         self._limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
         self._listings: dict[int, _Listing] = {}
         self._lookups: dict[tuple[int, bytes], _Lookup] = {}
@@ -104,7 +97,7 @@ class Lister:
                 await trio.sleep(_PROBE_S)
                 if self.unreachable:
                     with contextlib.suppress(StoreError):
-                        await self._call(lambda: self._store.list_page(self._catalog.prefix, limit=1))
+                        await self._call(lambda: self._probe_store.list_page(self._catalog.prefix, limit=1))
 
     def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
         """Runs a task that walks the tree beside the listings, for as long as these run."""
@@ -115,13 +108,14 @@ class Lister:
         """The bucket was heard from."""
         if self.unreachable:
             log.warning("the bucket answers again")
-            self.unreachable = ""
+            self.unreachable, self._away = "", False
             self._lost = trio.Event()
 
     def _unanswered(self, error: StoreError) -> None:
         if not self.unreachable:
             log.warning("the bucket cannot be asked: %s; what is known stays visible", error)
         self.unreachable = str(error)
+        self._away = self._away or error.transient
         self._lost.set()
 
     # ---- names ---------------------------------------------------------------------------------------------
@@ -131,6 +125,8 @@ class Lister:
         Raises ObjectChanged for a directory the catalog does not have, the StoreError where nothing is known.
         """
         while not self._knows(parent, name, fresh_after):
+            if self._away and self._ttl_s > 0 and self._knows(parent, name, 0.0):
+                return True
             under_way = self._lookups.get((parent, name))
             if under_way is not None:
                 await under_way.ended.wait()
@@ -223,11 +219,16 @@ class Lister:
                 raise ObjectChanged("that place in a directory is not known any more") from None
             if page.entries or page.done:
                 return False
+            if self._away and self._ttl_s > 0 and self._has_beyond(directory, cookie):
+                return True
             listing = self._listing(directory)
             await listing.advanced.wait()
             if listing.error is not None:
-                complete = self._catalog.page(directory, cookie, 1, 0.0)
-                return self._fall_back(listing.error, known=bool(complete.entries or complete.done))
+                return self._fall_back(listing.error, known=self._has_beyond(directory, cookie))
+
+    def _has_beyond(self, directory: int, cookie: int) -> bool:
+        page = self._catalog.page(directory, cookie, 1, 0.0)
+        return bool(page.entries or page.done)
 
     async def list_whole(self, directory: int, fresh_after: float) -> list[Change]:
         """Returns once the directory's listing is complete as of `fresh_after`: the names that changed by it."""
@@ -281,10 +282,14 @@ class Lister:
 
     async def _list_pages(self, directory: Directory, listing: _Listing) -> None:
         writer = listing.writer = self._catalog.begin_listing(directory.id)
-        token = ""
+        token, reached = "", b""
         while writer.alive:
             asked = token
             page = await self._call(lambda: self._store.list_page(directory.prefix, token=asked, limit=_PAGE))  # noqa: B023
+            last = max((*(each.key for each in page.objects[-1:]), *page.prefixes[-1:]), default=b"")
+            if last and last <= reached and page.next_token:
+                raise BadAnswer("the pages of the listing do not advance")  # else it could go on for ever
+            reached = max(reached, last)
             listing.changes += writer.add(page)
             token = page.next_token
             if not token:
@@ -303,17 +308,17 @@ class Lister:
     async def _call(self, request: Callable[[], T]) -> T:
         try:
             answer = await trio.to_thread.run_sync(request, abandon_on_cancel=True, limiter=self._limiter)
-        except _SILENCE as exc:
-            self._unanswered(exc)
-            raise
-        except StoreError:  # about that one key
+        except (ObjectMissing, AccessDenied):  # a bucket that says so works
             self.answered()
+            raise
+        except StoreError as exc:
+            self._unanswered(exc)
             raise
         self.answered()
         return answer
 
     def _fall_back(self, error: MountkitError, *, known: bool) -> bool:
-        if known and self._ttl_s > 0 and isinstance(error, StoreUnavailable):
+        if known and self._ttl_s > 0 and isinstance(error, StoreError) and error.transient:
             return True
         raise error
 

@@ -44,7 +44,7 @@ class Service:
         self._settings, self._catalog, self._cache, self._store = settings, catalog, cache, store
         self._region = region
         self._queue = FetchQueue()
-        self.lister = Lister(catalog, store, ttl_s=settings.ttl_s)
+        self.lister = Lister(catalog, store, ttl_s=settings.ttl_s, probe=store.inner)
         self.fetcher = Fetcher(
             store,
             cache,
@@ -245,7 +245,7 @@ class Service:
         except (CacheFull, CacheBroken) as exc:
             self._cache_trouble(exc)
         queue = self._queue.statistics()
-        reasons = [text for text in (self.lister.unreachable, self._trouble) if text]
+        reasons = [text for text in (self.lister.unreachable or self._store.trouble, self._trouble) if text]
         return {
             "pid": os.getpid(),
             "degraded": reasons,

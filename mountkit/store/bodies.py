@@ -45,8 +45,20 @@ def header_mtime_ns(headers: Mapping[str, str]) -> int:
         return 0
 
 
+def require_object(headers: Mapping[str, str]) -> None:
+    """Raises BadAnswer for a 200 that is no object's: the login page of a network has neither ETag nor time."""
+    if not headers.get("etag") and not headers.get("last-modified"):
+        raise BadAnswer(
+            "the answer is no object of an S3 server: it has neither an ETag nor a time",
+            "is the endpoint an S3 server, and does no login page stand in the way?",
+        )
+
+
 def agree(info: ObjectInfo, etag: str, size: int) -> None:
-    """Raises ObjectChanged unless an answer with this ETag and total size is one about `info`."""
+    """Raises unless an answer with this ETag and total size is one about `info`: ObjectChanged for another version,
+    BadAnswer where the ETag says that it is this one and the length contradicts (a proxy cut it off)."""
+    if same_etag(etag, info.etag) and size != info.size and not etag.startswith("W/"):
+        raise BadAnswer(f"{info.key.decode('utf-8', 'replace')} came with a length that is not this version's")
     if not same_etag(etag, info.etag) or size != info.size:
         raise ObjectChanged(f"{info.key.decode('utf-8', 'replace')} holds another version than the one asked for")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes
 from xml.etree import ElementTree as ET
 
 from mountkit.errors import BadAnswer
@@ -23,6 +23,8 @@ _MICROSECOND = timedelta(microseconds=1)
 _DOCTYPE = re.compile(rb"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 PROBE_PREFIX = b"mountkit + "
 """A prefix whose echo shows how a server writes a space and a plus sign."""
+_SIZE_DIGITS = 18
+"""More bytes no object has, and Python refuses to read numbers of thousands of digits."""
 
 
 class Plus(Enum):
@@ -75,6 +77,7 @@ def parse_page(body: bytes, request: ListRequest, plus: Plus | None = Plus.SPACE
     prefixes = tuple(decode(_text(node, "Prefix")) for node in root.iter("CommonPrefixes"))
     page = Page(objects, prefixes, token if truncated == "true" else "")
     _check(page, request)
+    _check_place(root, page, request)
     return page
 
 
@@ -115,7 +118,7 @@ def _text(node: ET.Element, name: str) -> str:
 def _object(node: ET.Element, decode: Callable[[str], bytes], times: dict[str, int]) -> ObjectInfo:
     fields = {child.tag: child.text or "" for child in node}
     key, size, mtime = fields.get("Key"), fields.get("Size"), fields.get("LastModified")
-    if not key or not size or not mtime or not (size.isascii() and size.isdigit()):
+    if not key or not size or not mtime or not (size.isascii() and size.isdigit() and len(size) <= _SIZE_DIGITS):
         raise BadAnswer("an entry of the listing has no key, no size or no time")
     when = times.get(mtime)
     if when is None:
@@ -155,6 +158,22 @@ def _decoder(body: bytes, plus: Plus | None) -> Callable[[str], bytes]:
             raise AmbiguousPlusError
         return _unquoted
     return _unquoted_plus
+
+
+def _check_place(root: ET.Element, page: Page, request: ListRequest) -> None:
+    """Raises BadAnswer unless this is the page asked for, and whole, as far as the answer tells.
+
+    Caches and load balancers have given out pages twice and left some out. KeyCount counts common prefixes on AWS and
+    leaves them out on some other servers, so only too few entries are wrong.
+    """
+    if page.next_token and page.next_token == request.token:
+        raise BadAnswer("the listing goes on where it already was: the same page would come for ever")
+    echo = _text(root, "ContinuationToken")
+    if echo and request.token and request.token not in (echo, unquote(echo)):
+        raise BadAnswer("the answer is another page of the listing than the one asked for")
+    count = _text(root, "KeyCount")
+    if count.isascii() and count.isdigit() and int(count[:10]) > len(page.objects) + len(page.prefixes):
+        raise BadAnswer("the page of the listing has fewer entries than it says")
 
 
 def _check(page: Page, request: ListRequest) -> None:

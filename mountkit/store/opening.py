@@ -6,6 +6,11 @@ from mountkit.sources import BucketURL
 from mountkit.store import s3
 from mountkit.store.retry import RetryingStore
 
+_LONGEST_S, _LONGEST_DOCUMENT_S = 15.0, 60.0
+_SHARE = 0.4
+"""One attempt may wait for this share of the budget, so that a second one always fits (a connection that a firewall has
+forgotten hangs; a new one works). A GET is two requests when it fails: see `s3`."""
+
 
 def connect(
     source: BucketURL,
@@ -21,7 +26,15 @@ def connect(
     With a `region` found earlier and no `check` the bucket need not answer now. Raises what `s3.connect` does, and
     what the first listing is refused with.
     """
-    store = s3.connect(source, keys=keys, region=region)
+    store = s3.connect(
+        source,
+        keys=keys,
+        region=region,
+        connect_timeout_s=min(3.0, _SHARE * metadata_budget_s),
+        stall_timeout_s=min(_LONGEST_S, _SHARE * budget_s / 2),
+        answer_timeout_s=min(_LONGEST_S, _SHARE * metadata_budget_s),
+        document_timeout_s=min(_LONGEST_DOCUMENT_S, metadata_budget_s),
+    )
     if check:
         store.check(source.prefix)
     retrying = RetryingStore(store, budget_s=budget_s, metadata_budget_s=metadata_budget_s)

@@ -1,8 +1,9 @@
 """Retries: a store that asks again, inside a budget of time, while a failure may pass.
 
-Waits grow exponentially with full jitter. A body that breaks in the middle goes on where it broke, with a new GET of
-the same version, so that its reader sees one body; every byte that comes renews the budget. Refused credentials are
-looked up anew once. Whatever cannot pass is raised at once.
+The budget runs from the start of an operation, so that a server which never answers costs no more than one that fails
+at once. Waits grow exponentially with full jitter. A body that breaks in the middle goes on where it broke, with a new
+GET of the same version, so that its reader sees one body; every byte that comes renews the budget. Refused credentials
+are looked up anew once. Whatever cannot pass is raised at once.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
-from mountkit.errors import CredentialsError, StoreError, StoreUnavailable
+from mountkit.errors import (
+    AccessDenied,
+    CredentialsError,
+    ObjectArchived,
+    ObjectChanged,
+    ObjectMissing,
+    StoreError,
+    StoreUnavailable,
+)
 from mountkit.store.api import Body, ObjectInfo, Page, Store
 from mountkit.store.statistics import Counters, StoreStatistics
 
 T = TypeVar("T")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 8.0
+_TROUBLE_S = 60.0
+_ABOUT_ONE_OBJECT = (ObjectMissing, ObjectChanged, ObjectArchived, AccessDenied)
 
 
 @runtime_checkable
@@ -41,7 +52,8 @@ class _Attempts:
 
     def progress(self) -> None:
         self._tries = 0
-        self._deadline: float | None = None
+        self._began = self._store.clock()
+        self._deadline = self._began + self._budget_s
 
     def after(self, error: StoreError) -> None:
         store = self._store
@@ -54,15 +66,15 @@ class _Attempts:
         if isinstance(error, StoreUnavailable) and error.slow_down:
             store.slow_down()
         now = store.clock()
-        if self._deadline is None:
-            # The budget runs from the first failure; how long one request may take is the inner store's business.
-            self._deadline = now + self._budget_s
-        wait_s = store.random() * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self._tries)
-        if now + wait_s > self._deadline:
+        # Another attempt may take as long as this one did; the last one that fits is made at the end of the budget.
+        left_s = self._deadline - now - (now - self._began)
+        if left_s <= 0:
             raise _spent(error, self._budget_s) from error
+        wait_s = store.random() * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self._tries)
         self._tries += 1
         store.count_retry()
-        store.sleep(wait_s)
+        store.sleep(min(wait_s, left_s))
+        self._began = store.clock()
 
 
 def _spent(error: StoreError, budget_s: float) -> StoreError:
@@ -95,6 +107,7 @@ class RetryingStore:
         self.on_slow_down = on_slow_down
         self.clock, self.sleep, self.random = clock, sleep, random
         self._counts = Counters()
+        self._trouble, self._troubled_at = "", 0.0
 
     def __repr__(self) -> str:
         return f"<RetryingStore {self.budget_s:g} s of {self.inner!r}>"
@@ -110,7 +123,7 @@ class RetryingStore:
 
     def get(self, info: ObjectInfo, offset: int, length: int) -> Body:
         attempts = _Attempts(self, self.budget_s)
-        body = self._retried(lambda: self.inner.get(info, offset, length), attempts)
+        body = self.opened(info, offset, length, attempts)
         return _ResumingBody(self, body, info, offset, length, attempts)
 
     def close(self) -> None:
@@ -132,6 +145,25 @@ class RetryingStore:
         if self.on_slow_down is not None:
             self.on_slow_down()
 
+    @property
+    def trouble(self) -> str:
+        """Why bytes could not be got the last time; "" once some came, or after a while in which nobody asked."""
+        return self._trouble if self.clock() - self._troubled_at < _TROUBLE_S else ""
+
+    def works(self) -> None:
+        self._trouble = ""
+
+    def try_again(self, error: StoreError, attempts: _Attempts) -> None:
+        """Returns when the get may go on. Raises what it fails with in the end, and remembers that."""
+        try:
+            attempts.after(error)
+        except _ABOUT_ONE_OBJECT:
+            self.works()  # a bucket that says so works
+            raise
+        except StoreError as exc:
+            self._trouble, self._troubled_at = str(exc), self.clock()
+            raise
+
     def _retried(self, call: Callable[[], T], attempts: _Attempts) -> T:
         while True:
             try:
@@ -139,9 +171,13 @@ class RetryingStore:
             except StoreError as exc:
                 attempts.after(exc)
 
-    def resumed(self, call: Callable[[], T], attempts: _Attempts) -> T:
-        """`call`, tried again as any request of the operation that `attempts` counts."""
-        return self._retried(call, attempts)
+    def opened(self, info: ObjectInfo, offset: int, length: int, attempts: _Attempts) -> Body:
+        """A body of the inner store, as one of the requests that `attempts` counts."""
+        while True:
+            try:
+                return self.inner.get(info, offset, length)
+            except StoreError as exc:
+                self.try_again(exc, attempts)
 
 
 class _ResumingBody:
@@ -160,12 +196,13 @@ class _ResumingBody:
                 for chunk in body.chunks():
                     done += len(chunk)
                     self._attempts.progress()
+                    self._store.works()
                     yield chunk
             except StoreError as exc:
                 if done >= self._length:
                     raise
-                self._attempts.after(exc)
+                self._store.try_again(exc, self._attempts)
             else:
                 return
             offset, left = self._offset + done, self._length - done
-            body = self._store.resumed(lambda: self._store.inner.get(self._asked, offset, left), self._attempts)  # noqa: B023
+            body = self._store.opened(self._asked, offset, left, self._attempts)

@@ -34,6 +34,7 @@ from mountkit.store.bodies import (
     header_mtime_ns,
     mtime_ns,
     plain_size,
+    require_object,
 )
 from mountkit.store.bounded import within
 from mountkit.store.etags import made_up_etag, normal_etag
@@ -59,15 +60,18 @@ def connect(
     connect_timeout_s: float = 3.0,
     stall_timeout_s: float = 10.0,
     request_timeout_s: float = 600.0,
+    answer_timeout_s: float = 10.0,
+    document_timeout_s: float = 60.0,
 ) -> S3Store:
     """The bucket `url` names, its region found out by one HEAD, or `region` where that was done before.
 
-    `keys` (access key, secret) replace boto3's chain. `request_timeout_s` bounds a whole GET, body included. Raises
+    `keys` (access key, secret) replace boto3's chain. `request_timeout_s` bounds a whole GET, body included;
+    `answer_timeout_s` the wait for a HEAD or for the next bytes of a listing, `document_timeout_s` a whole page. Raises
     UsageError, CredentialsError, WrongRegion, BucketMissing, StoreUnavailable; whether reading is allowed is found out
     by `S3Store.check`.
     """
     wallet = Wallet(url, keys)
-    timeouts = Timeouts(connect_timeout_s, stall_timeout_s, request_timeout_s)
+    timeouts = Timeouts(connect_timeout_s, stall_timeout_s, request_timeout_s, answer_timeout_s, document_timeout_s)
     access = find_access(url)
     if not region:
         access = _in_its_region(url, access, SignedHTTP(access, wallet, for_check(timeouts, CHECK_S)))
@@ -218,6 +222,8 @@ class S3Store:
         except OBSTORE_ERRORS:
             self._raise_verdict()
             return self._plain_get(asked, info, offset, length, versioned)
+        if meta["e_tag"] is None and not meta["last_modified"].timestamp():
+            require_object({})
         found = answered_info(info, meta["e_tag"], mtime_ns(meta["last_modified"]), meta["size"], meta["version"])
         if tuple(result.range) != (offset, offset + length):
             self._counts.add("errors")
@@ -237,6 +243,7 @@ class S3Store:
         try:
             if response.status not in (200, 206):
                 raise self._judged(self._wire.refusal(asked, response))
+            require_object(response.headers)
             size = plain_size(response.headers, response.status, offset, length, info.size)
             modified, version = header_mtime_ns(response.headers), response.headers.get("x-amz-version-id")
             found = answered_info(info, response.headers.get("etag"), modified, size, version)
@@ -289,6 +296,7 @@ def _head_info(key: bytes, response: BaseHTTPResponse) -> ObjectInfo:
     length = headers.get("content-length", "")
     if not (length.isascii() and length.isdigit()):
         raise BadAnswer("the answer to a HEAD does not tell the object's size")
+    require_object(headers)
     size, modified = int(length), header_mtime_ns(headers)
     return ObjectInfo(
         key=key,

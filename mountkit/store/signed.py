@@ -39,7 +39,11 @@ class Timeouts:
     stall_s: float
     """Between two pieces of an answer, and until its first."""
     request_s: float
-    """For a whole request, body included."""
+    """For a whole GET of an object, body included."""
+    answer_s: float = 10.0
+    """As `stall_s`, for HEADs and listings."""
+    document_s: float = 60.0
+    """For a whole listing page."""
 
 
 class SignedHTTP:
@@ -64,7 +68,7 @@ class SignedHTTP:
 
     def document(self, asked: Asked, query: str) -> bytes:
         """The body of a GET on the bucket itself."""
-        deadline = time.monotonic() + self._timeouts.request_s
+        deadline = time.monotonic() + self._timeouts.document_s
         response = self.send("GET", asked, query=query)
         with _closing(response):
             if response.status != 200:
@@ -98,12 +102,17 @@ class SignedHTTP:
                 headers=every,
                 retries=False,
                 redirect=False,
+                timeout=self._timeout(about_names=method == "HEAD" or asked.key is None),
                 assert_same_host=False,
                 preload_content=False,
                 decode_content=False,
             )
         except (http.HTTPError, OSError) as exc:
             raise answers.unreached(asked, exc) from exc
+
+    def _timeout(self, *, about_names: bool) -> urllib3.Timeout:
+        times = self._timeouts
+        return urllib3.Timeout(connect=times.connect_s, read=times.answer_s if about_names else times.stall_s)
 
     def refusal(self, asked: Asked, response: BaseHTTPResponse) -> StoreError:
         """The error for an answer that is no success; reads its body."""
@@ -173,7 +182,12 @@ def let_go(response: BaseHTTPResponse) -> None:
 def for_check(timeouts: Timeouts, total_s: float) -> Timeouts:
     """Timeouts that are none longer than `total_s`."""
     return replace(
-        timeouts, connect_s=min(timeouts.connect_s, total_s), stall_s=min(timeouts.stall_s, total_s), request_s=total_s
+        timeouts,
+        connect_s=min(timeouts.connect_s, total_s),
+        stall_s=min(timeouts.stall_s, total_s),
+        answer_s=min(timeouts.answer_s, total_s),
+        request_s=total_s,
+        document_s=min(timeouts.document_s, total_s),
     )
 
 

@@ -75,6 +75,10 @@ class MemoryStore:
         """The next `times` calls (of the method `call`, if given) raise `error`."""
         self._faults += [(call, error)] * times
 
+    def heal(self) -> None:
+        """Forget the failures that are still to come."""
+        self._faults.clear()
+
     def truncate_next(self, after_bytes: int) -> None:
         """The next body breaks off after so many bytes, as a lost connection would."""
         self._truncate.append(after_bytes)

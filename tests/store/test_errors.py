@@ -159,7 +159,8 @@ CONTRADICTIONS: list[tuple[str, bytes, type[StoreError]]] = [
     ("another range comes", found(span="bytes 1-1000/3000", body=DATA[1:1001]), BadAnswer),
     ("a shorter range comes", found(span="bytes 0-998/3000", body=DATA[:999]), BadAnswer),
     ("the condition is ignored", found(etag='"other"'), ObjectChanged),
-    ("the size is another", found(span="bytes 0-999/3001"), ObjectChanged),
+    ("the size is another", found(span="bytes 0-999/3001", etag='"other"'), ObjectChanged),
+    ("the size contradicts the ETag", found(span="bytes 0-999/3001"), BadAnswer),
 ]
 
 

@@ -147,3 +147,35 @@ def test_100_000_keys_cost_less_than_a_second() -> None:
     spent_s = time.thread_time() - start
     gc.unfreeze()
     assert spent_s < 1.0
+
+
+PLACE = ListRequest(b"", token="t1")
+MORE = "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>"
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        entry("a") + "<ContinuationToken>t2</ContinuationToken>",
+        entry("a") + "<KeyCount>2</KeyCount>",
+        "<KeyCount>1</KeyCount>",
+    ],
+    ids=["another page", "an entry lost", "the only entry lost"],
+)
+def test_a_page_that_is_not_the_whole_page_asked_for_is_refused(inner: str) -> None:
+    with pytest.raises(BadAnswer):
+        parse_page(document(inner), PLACE)
+
+
+def test_a_page_that_goes_on_where_it_was_is_refused() -> None:
+    with pytest.raises(BadAnswer, match="for ever"):
+        parse_page(document(entry("a"), truncated=MORE.format("t1")), PLACE)
+
+
+@pytest.mark.parametrize("said", ["", "<KeyCount>1</KeyCount>", "<KeyCount>2</KeyCount>", "<KeyCount>x</KeyCount>"])
+def test_what_servers_differ_in_is_let_be(said: str) -> None:
+    """Some count common prefixes, some do not; some repeat the token escaped, some not at all."""
+    inner = entry("d/a") + "<CommonPrefixes><Prefix>d/e/</Prefix></CommonPrefixes>" + said
+    for echo in ("", "<ContinuationToken>t+/%3D</ContinuationToken>", "<ContinuationToken>t+/=</ContinuationToken>"):
+        page = parse_page(document(inner + echo), ListRequest(b"d/", b"/", token="t+/="))
+        assert len(page.objects) == len(page.prefixes) == 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from mountkit.errors import AccessDenied, BadAnswer, CredentialsError, ObjectChanged, StoreUnavailable
+from mountkit.store.api import ObjectInfo
 from mountkit.store.retry import LONGEST_WAIT_S, RetryingStore
 from tests.fakes.memory_store import MemoryStore, content
 
@@ -68,6 +69,44 @@ def test_a_spent_budget_ends_with_the_last_error_and_names_the_budget() -> None:
     assert caught.value.hint == "wait" and caught.value.slow_down
     with pytest.raises(StoreUnavailable, match=r"tried for 60 s"):
         f.store.get(f.inner.put(b"a", b"x"), 0, 1)
+
+
+def test_the_budget_runs_from_the_start_so_a_black_hole_costs_no_more() -> None:
+    """An attempt that cannot end in time is not begun; the last one that can ends at the budget."""
+    f = Fixture()
+
+    def hangs(key: bytes) -> ObjectInfo:
+        f.clock.now += 4.0
+        raise StoreUnavailable("said nothing")
+
+    f.inner.head = hangs  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable, match=r"said nothing \(tried for 10 s\)"):
+        f.store.head(b"a")
+    assert 8.0 <= f.clock.now - 100 <= 10.0
+    f.clock.now = 100.0
+    f.inner.fail_next(StoreUnavailable("refused"), times=10**6)
+    with pytest.raises(StoreUnavailable):
+        f.store.list_page(b"")
+    assert f.clock.now - 100 == 10.0, "what fails at once is tried to the end"
+
+
+def test_trouble_names_what_keeps_bytes_from_coming_until_they_come() -> None:
+    f = Fixture()
+    info = f.inner.put(b"a", b"x")
+    f.inner.fail_next(StoreUnavailable("down"), times=1000)
+    with pytest.raises(StoreUnavailable):
+        f.store.get(info, 0, 1)
+    assert f.store.trouble == "down (tried for 60 s)"
+    f.clock.now += 61
+    assert f.store.trouble == ""
+    f.clock.now -= 61
+    f.inner.heal()
+    assert b"".join(f.store.get(info, 0, 1).chunks()) == b"x"
+    assert f.store.trouble == ""
+    f.inner.fail_next(AccessDenied("no"))
+    with pytest.raises(AccessDenied):
+        f.store.get(info, 0, 1)
+    assert f.store.trouble == "", "one object's rights say nothing about the bucket"
 
 
 def test_a_failure_that_cannot_pass_is_raised_at_once() -> None:

@@ -50,6 +50,12 @@ def test_malformed_sizes_are_refused(text: str) -> None:
         parse_size(text)
 
 
+def test_a_number_without_end_is_no_size_and_no_duration() -> None:
+    for parse in (parse_size, parse_duration):
+        with pytest.raises(UsageError):
+            parse("9" * 400)
+
+
 def test_shares() -> None:
     assert parse_share("5%") == 0.05
     for text in ("5", "100%", "-1%", "x%"):

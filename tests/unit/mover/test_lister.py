@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -16,7 +17,8 @@ from mountkit import names
 from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import Kind
-from mountkit.errors import AccessDenied, ObjectChanged, StoreUnavailable
+from mountkit.errors import AccessDenied, BadAnswer, ObjectChanged, StoreUnavailable
+from mountkit.store.api import Page
 from tests.unit.mover.harness import SteppedStore, in_trio, settled
 
 DOWN = StoreUnavailable("down")
@@ -205,6 +207,7 @@ async def test_an_unreachable_bucket_leaves_what_was_known(catalog: Catalog) -> 
         assert lister.unreachable == ""
         store.fail_next(DOWN)
         assert await lister.list_beyond(catalog.root, 0, time.time()) is True
+        await lister.list_whole(catalog.root, math.inf)
         store.fail_next(AccessDenied("no"))
         with pytest.raises(AccessDenied):
             await lister.list_beyond(catalog.root, 0, time.time())
@@ -245,6 +248,52 @@ async def test_an_unreachable_bucket_is_asked_again_and_each_change_is_logged_on
             await settled(0.0)
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "answers again" in caplog.text
+
+
+@in_trio
+async def test_while_the_bucket_is_away_only_the_first_waits_and_a_probe_finds_it_back(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[fresh-3]"""
+    monkeypatch.setattr("mountkit.catalog.lister._PROBE_S", 0.05)
+    store, probe = bucket(b"a"), bucket()
+    lister = Lister(catalog, store, ttl_s=60.0, probe=probe)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lister.run)
+        await lister.list_whole(catalog.root, 0.0)
+        store.down = probe.down = True
+        assert await lister.list_beyond(catalog.root, 0, time.time()) is True
+        store.calls.clear()
+        for _ in range(50):
+            assert await lister.lookup(catalog.root, b"a", time.time()) is True
+            assert await lister.list_beyond(catalog.root, 0, time.time()) is True
+        while len(probe.calls) < 3:
+            await trio.sleep(0.01)
+        assert store.calls == []
+        assert lister.unreachable == "down"
+        store.down = probe.down = False
+        while lister.unreachable:  # nobody has to ask for that to be found out
+            await trio.sleep(0.01)
+        assert await lister.lookup(catalog.root, b"a", time.time()) is False
+        nursery.cancel_scope.cancel()
+
+
+@in_trio
+async def test_pages_that_do_not_advance_end_the_listing(catalog: Catalog) -> None:
+    """Each under a token of its own, so that only their keys betray them."""
+    store = bucket(*(b"%d" % n for n in range(9)), page=3)
+    real, count = store.list_page, 0
+
+    def repeating(prefix: bytes, *, delimiter: bytes = b"/", token: str = "", limit: int = 1000) -> Page:
+        nonlocal count
+        count += 1
+        return replace(real(prefix, delimiter=delimiter, limit=limit), next_token=f"another{count}")
+
+    store.list_page = repeating  # type: ignore[method-assign]
+    store.pages.open()
+    async with listing(catalog, store) as lister:
+        with pytest.raises(BadAnswer):
+            await lister.list_whole(catalog.root, math.inf)
 
 
 @in_trio

@@ -22,6 +22,7 @@ from mountkit.ipc import Message
 from mountkit.mover.fetcher import Wanted
 from mountkit.mover.service import Service
 from mountkit.sources import BucketURL
+from mountkit.store.retry import RetryingStore
 from tests.fakes.memory_store import content
 from tests.unit.cache.harness import LIFE
 from tests.unit.mover.harness import SteppedStore, in_trio
@@ -54,13 +55,14 @@ async def _silent(_: dict[str, Any]) -> None:
 
 @asynccontextmanager
 async def serving(catalog: Catalog, cache: CacheWriter) -> AsyncIterator[Bench]:
-    store = SteppedStore()
+    inner = SteppedStore()
+    store = RetryingStore(inner)
     settings = MountSettings(BucketURL("b"), "/d", "/c", "i")
-    service = Service(settings, catalog, cache, store, "")  # type: ignore[arg-type]
+    service = Service(settings, catalog, cache, store, "")
     async with trio.open_nursery() as nursery:
         await nursery.start(service.lister.run)
         await nursery.start(service.fetcher.run)
-        yield Bench(service, store, catalog)
+        yield Bench(service, inner, catalog)
         nursery.cancel_scope.cancel()
 
 
