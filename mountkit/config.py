@@ -114,6 +114,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("allow-other", None, False, "", "Let other users (and containers) read the mount."),
     Option("servers", _servers, 0, "N", "Processes that answer the kernel (default: by cores, 2 to 4)."),
     Option("verify", _choice("once", "always"), "once", "WHEN", "Check cached bytes once, or at every read."),
+    Option("no-sweep", None, False, "", "Fetch no files before they are opened, whatever the reading looks like."),
     Option("no-passthrough", None, False, "", "Serve cached files ourselves even where the kernel could."),
     Option("no-resend", None, False, "", "Act as on kernels before 6.9 (for tests)."),
     Option("data-budget", parse_duration, 60.0, "TIME", "How long a read may keep trying (default: 60s)."),
@@ -143,6 +144,7 @@ class MountSettings:
     allow_other: bool = False
     servers: int = 2
     verify_always: bool = False
+    sweep: bool = True
     passthrough: bool = True
     resend: bool = True
     data_budget_s: float = 60.0
@@ -235,6 +237,7 @@ def mount_settings(source: str, directory: str, **flags: str | bool | None) -> M
         allow_other=values["allow_other"],
         servers=values["servers"] or max(2, min(4, os.cpu_count() or 1)),
         verify_always=values["verify"] == "always",
+        sweep=not values["no_sweep"],
         passthrough=not values["no_passthrough"] and values["verify"] != "always",
         resend=not values["no_resend"],
         data_budget_s=values["data_budget"],

@@ -81,6 +81,10 @@ class IndexWriter:
         self._discarded: OrderedDict[ContentId, int] = OrderedDict()
         self.moment = 0
 
+    def is_there(self) -> bool:
+        """Whether readers find the file we write: nobody has deleted or replaced it."""
+        return identity(self._root) == self._identity
+
     def blocks(self, content: ContentId, first: int, last: int) -> dict[int, Placed]:
         with self._errors():
             return select_blocks(self._db, content, first, last)

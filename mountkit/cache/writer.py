@@ -197,6 +197,10 @@ class CacheWriter:
         the bytes freed. Walks all files: for a worker thread in an idle moment."""
         return self._housekeeper.run(superseded)
 
+    def is_there(self) -> bool:
+        """Whether readers find the index we write."""
+        return self._stock.index.is_there()
+
     def usage(self) -> CacheUsage:
         """How full the cache is. Counts the objects in the index: 0.1 s for a million."""
         stock = self._stock

@@ -320,6 +320,7 @@ class Lister:
     def _fall_back(self, error: MountkitError, *, known: bool) -> bool:
         if known and self._ttl_s > 0 and isinstance(error, StoreError) and error.transient:
             return True
+        log.warning("a name cannot be asked for: %s", error)
         raise error
 
 

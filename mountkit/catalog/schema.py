@@ -141,6 +141,19 @@ def close_writer(db: sqlite3.Connection) -> None:
     db.close()
 
 
+def damage(directory_fd: int) -> str:
+    """What is wrong with the file that is the catalog now, as SQLite's own check says it; empty if nothing is."""
+    try:
+        with contextlib.closing(connect_reader(directory_fd)) as db:
+            read_meta(db)
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            return "" if verdict == "ok" else str(verdict)
+    except sqlite3.Error as exc:
+        return str(exc) if is_damage(exc) else ""
+    except ValueError as exc:
+        return str(exc)
+
+
 def is_damage(exc: sqlite3.Error) -> bool:
     """Whether the file itself is broken, rather than the disk full or the moment wrong."""
     code = getattr(exc, "sqlite_errorcode", 0) & 0xFF

@@ -19,6 +19,7 @@ from mountkit.catalog import schema
 from mountkit.catalog.listing import Listing, TreeListing, continuation
 from mountkit.catalog.values import (
     GENERATION_SIZE,
+    CatalogLost,
     CatalogUnavailable,
     Change,
     DirectoryId,
@@ -75,6 +76,21 @@ class Catalog(CatalogView):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def is_there(self) -> bool:
+        """Whether readers find the file we write: nobody has deleted or replaced it."""
+        return self._writer.is_there()
+
+    def examine(self) -> None:
+        """Reads the file as a reader would, whole; for a reader who could not. May take a second; any thread.
+
+        Raises CatalogLost if it is gone or damaged, and takes away a damaged one, which the next `open` must not meet.
+        """
+        if not self.is_there():
+            raise CatalogLost("the catalog's file was deleted or replaced")
+        if damage := schema.damage(self._fd):
+            schema.delete(self._fd)
+            raise CatalogLost(f"the catalog is damaged: {damage}")
 
     # -- listings -------------------------------------------------------------------------------------------------
 

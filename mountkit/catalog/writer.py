@@ -67,10 +67,14 @@ class Writer:
         self.now = clock()
         """The time of the transaction in progress."""
 
+    def is_there(self) -> bool:
+        """Whether the catalog's file is still the one we write."""
+        return schema.identity(self._fd) == self._identity
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing of what is done inside. Raises CatalogUnavailable (full disk), CatalogLost."""
-        if schema.identity(self._fd) != self._identity:
+        if not self.is_there():
             raise CatalogLost("the catalog's file was deleted or replaced")
         self.now = self._clock()
         try:

@@ -112,6 +112,7 @@ async def _serve(channel: Channel, start: Message) -> None:
             nursery.start_soon(ipc.serve, listener, lambda peer: _answer(peer, service, peers))
             await channel.send({"pid": os.getpid(), "region": region})
             channel.close()
+            nursery.start_soon(service.watch_files)
             nursery.start_soon(_end_when_lost, service)
             nursery.start_soon(_end_when_retired, service, nursery.cancel_scope)
             await _until_nobody_needs_us(peers, service)

@@ -27,6 +27,7 @@ from mountkit.store.retry import RetryingStore
 
 log = logging.getLogger(__name__)
 _FIRST_PARTS = 8
+_LOOK_S = 1.0
 _ANNOUNCEMENTS = 16
 
 
@@ -62,6 +63,7 @@ class Service:
         self._trouble = ""
         self._last_error = ""
         self._errors = 0
+        self._examining = False
         self.goodbye = trio.Event()
         self.retired = trio.Event()
         """Set by a keeper that wants another mover, with the code that is installed now."""
@@ -80,6 +82,7 @@ class Service:
             "warm_order": self._warm_order,
             "announce": self._announce,
             "check": self._check,
+            "doubt": self._doubt,
             "stats": self._stats,
         }
 
@@ -90,8 +93,8 @@ class Service:
             raise UsageError(f"the mover does not know `{request.body.get('op')}`")
         try:
             return await operation(request.body, progress)
-        except CatalogLost:
-            self.lost.set()
+        except CatalogLost as exc:
+            self._lose(str(exc))
             raise
 
     # ---- the tree ------------------------------------------------------------------------------------------
@@ -125,7 +128,8 @@ class Service:
         return {}
 
     def _note_open(self, row: ObjectRow, *, cold: bool) -> None:
-        self.sweeper.opened(row, cold=cold)
+        if self._settings.sweep:
+            self.sweeper.opened(row, cold=cold)
         for warmer in self._orders:
             warmer.opened(row.key)
 
@@ -156,7 +160,8 @@ class Service:
         return {}
 
     def _read_ahead(self, wanted: Wanted, offset: int, length: int) -> None:
-        self.sweeper.read(wanted.row, offset, length)
+        if self._settings.sweep:
+            self.sweeper.read(wanted.row, offset, length)
         kept = self.fetcher.room_for(MAX_WINDOW_BYTES)
         for parts in self._readahead.observe(wanted.row.id, wanted.row.size, offset, length, kept=kept):
             self.fetcher.start(wanted, parts, Priority.READAHEAD)
@@ -237,6 +242,30 @@ class Service:
         """Whether the bucket answers now, for a keeper that found this mover running."""
         await trio.to_thread.run_sync(lambda: self._store.list_page(self._settings.source.prefix, limit=1))
         return {"pid": os.getpid(), "region": self._region}
+
+    async def _doubt(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        """A server could not read the catalog: is it whole?"""
+        if not self._examining:
+            self._examining = True
+            try:
+                await trio.to_thread.run_sync(self._catalog.examine)
+            except CatalogLost as exc:
+                self._lose(str(exc))
+            finally:
+                self._examining = False
+        return {}
+
+    async def watch_files(self) -> None:
+        """Sees to it that catalog and index are where servers look for them; one look a second."""
+        while True:
+            await trio.sleep(_LOOK_S)
+            if not self._catalog.is_there() or not self._cache.is_there():
+                self._lose("catalog or index of the cache were deleted or replaced")
+
+    def _lose(self, why: str) -> None:
+        if not self.lost.is_set():
+            log.warning("%s: they are begun anew", why)
+        self.lost.set()
 
     async def _stats(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         usage: dict[str, Any] = {}

@@ -37,6 +37,7 @@ _UNSEALED_TIMEOUT_S = 2.0
 _ROWS = 8192
 _PAGE = 512
 _ATTEMPTS = 4
+_AGAIN_S, _DOUBT_S = 0.2, 0.5
 
 
 class FileSystemError(Exception):
@@ -93,6 +94,8 @@ class InputFileSystem:
         self._view, self._cache, self._mover, self._show, self.counters = view, cache, mover, show, counters
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._hinted: OrderedDict[int, int] = OrderedDict()
+        self._doubted = trio.Event()
+        """Set when the catalog could not be read."""
         self._file_mode = stat.S_IFREG | (0o444 & ~show.umask)
         self._directory_mode = stat.S_IFDIR | (0o555 & ~show.umask)
 
@@ -105,6 +108,7 @@ class InputFileSystem:
         try:
             known = self._view.lookup(self._directory_id(parent), name)
         except CatalogUnavailable:
+            self._doubted.set()
             return None
         if known is None or known.as_of < fresh_after:
             return None
@@ -121,11 +125,23 @@ class InputFileSystem:
         """As lookup_now, asking the bucket where need be. Raises FileSystemError."""
         # The mover answers once the name is known as of `fresh`, or says that what is known is all there is.
         fresh = time.time() - self._show.ttl_s
-        await self._ask("lookup", parent=self._directory_id(parent), name=name.decode("latin-1"), fresh=max(0.0, fresh))
-        found = self.lookup_now(parent, name, fresh_after=0.0)
-        if found is None:
-            raise FileSystemError(errno.EIO)
-        return found
+        text, fresh = name.decode("latin-1"), max(0.0, fresh)
+        with trio.move_on_after(self._show.metadata_budget_s):
+            while True:
+                await self._ask("lookup", parent=self._directory_id(parent), name=text, fresh=fresh)
+                found = self.lookup_now(parent, name, fresh_after=0.0)
+                if found is not None:
+                    return found
+                await trio.sleep(_AGAIN_S)  # the catalog is being begun anew
+        raise FileSystemError(errno.EIO)
+
+    async def voice_doubts(self) -> None:
+        """Tells the mover, at most twice a second, when the catalog cannot be read: it may be damaged. For ever."""
+        while True:
+            await self._doubted.wait()
+            await self._mover.tell("doubt")
+            await trio.sleep(_DOUBT_S)
+            self._doubted = trio.Event()
 
     def attributes_now(self, inode: int) -> tuple[Attributes, float]:
         """Attributes of an inode the kernel knows, and for how long they hold. Raises FileSystemError."""
@@ -137,6 +153,7 @@ class InputFileSystem:
                 return self._directory_attributes(directory.id, directory), self._show.ttl_s
             return self._file_attributes(self._file(inode), sealed=False), math.inf
         except CatalogUnavailable:
+            self._doubted.set()
             raise FileSystemError(errno.EIO) from None
 
     # ---- directories ---------------------------------------------------------------------------------------
@@ -146,6 +163,7 @@ class InputFileSystem:
         try:
             page = self._view.page(self._directory_id(inode), cookie, _PAGE, fresh_after)
         except CatalogUnavailable:
+            self._doubted.set()
             return None
         except (StaleCookie, KeyError):
             raise FileSystemError(errno.ESTALE) from None
@@ -261,6 +279,7 @@ class InputFileSystem:
             if self._view.directory(self._directory_id(inode)) is not None:
                 return {}
         except CatalogUnavailable:
+            self._doubted.set()
             raise FileSystemError(errno.EIO) from None
         row = self._file(inode).row
         found = {
@@ -290,6 +309,7 @@ class InputFileSystem:
             try:
                 row = self._view.object(ident)
             except CatalogUnavailable:
+                self._doubted.set()
                 raise FileSystemError(errno.EIO) from None
             if row is None:
                 raise FileSystemError(errno.ESTALE)
@@ -302,6 +322,7 @@ class InputFileSystem:
         try:
             row = self._view.object(ident)
         except CatalogUnavailable:
+            self._doubted.set()
             raise FileSystemError(errno.EIO) from None
         if row is None or row.superseded_at is not None:
             raise FileSystemError(errno.ESTALE)

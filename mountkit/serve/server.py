@@ -102,6 +102,7 @@ async def _main(channel_fd: int) -> int:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(drop_deleted)
+        nursery.start_soon(files.voice_doubts)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
         nursery.start_soon(report_ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable
@@ -102,3 +103,33 @@ def test_with_verify_always_an_open_file_is_checked_too(bucket: Bucket, mountkit
             flip(path)
         drop_page_cache()
         assert os.pread(file.fileno(), LARGE, 0) == data
+
+
+def overwrite(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(random.Random(1).randbytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("name", ["catalog.db", "index.db"])
+@pytest.mark.parametrize("how", ["deleted", "overwritten", "truncated", "flipped"])
+def test_a_database_that_is_lost_or_spoilt_under_a_live_mount_is_begun_anew(
+    bucket: Bucket, mountkit: CommandLine, name: str, how: str
+) -> None:
+    """[failures-7]"""
+    objects = fill(bucket)
+    root = mountkit.mount(bucket.source, "--ttl", "1s")
+    check(root, objects)
+    spoil = {"overwritten": overwrite, **SPOILERS}[how]
+    for path in [p for p in state_directory(mountkit, root).iterdir() if p.name in (name, f"{name}-wal")]:
+        if path.stat().st_size:
+            spoil(path)
+    objects |= fill(bucket, first=10)
+
+    def works() -> bool:
+        with contextlib.suppress(OSError):
+            check(root, objects)
+            return mountkit.status(root)["state"] == "ok"
+        return False
+
+    wait_until(works, seconds=20)
+    check(root, objects)

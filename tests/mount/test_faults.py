@@ -75,7 +75,15 @@ def standing(seaweed: SeaweedServer, tmp_path_factory: pytest.TempPathFactory) -
         try:
             root = line.mount(
                 f"s3://data/{prefix.rstrip('/')}?endpoint={proxy.url}",
-                *("--ttl", "1s", "--data-budget", f"{DATA_BUDGET_S}s", "--metadata-budget", f"{METADATA_BUDGET_S}s"),
+                *(
+                    "--no-sweep",
+                    "--ttl",
+                    "1s",
+                    "--data-budget",
+                    f"{DATA_BUDGET_S}s",
+                    "--metadata-budget",
+                    f"{METADATA_BUDGET_S}s",
+                ),
             )
             yield Standing(seaweed, proxy, line, root, prefix, directories)
         finally:

@@ -185,7 +185,7 @@ def test_a_keeper_is_replaced_while_the_bucket_is_away(bucket: Bucket, mountkit:
 
 
 def test_the_death_of_all_is_said_and_cleared_by_the_next_mount(bucket: Bucket, mountkit: CommandLine) -> None:
-    """[failures-4]"""
+    """[failures-8]"""
     objects = _fill(bucket, 3)
     directory = mountkit.mount(bucket.source)
     assert (directory / "f001").read_bytes() == objects["f001"]
@@ -234,7 +234,7 @@ def _kill_all_at_once(mountkit: CommandLine) -> None:
 def test_every_process_is_replaced_under_readers_by_order(
     bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
-    """[failures-5] `mountkit upgrade`."""
+    """[failures-9] `mountkit upgrade`."""
     objects = _fill(bucket)
     directory = mountkit.mount(bucket.source, *flags)
     with _readers(tmp_path, directory, objects, 4) as slowest:

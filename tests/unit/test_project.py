@@ -8,7 +8,9 @@ import re
 import textwrap
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from mountkit import project, project_schema, yamlfile
 from mountkit.errors import UsageError
@@ -274,8 +276,6 @@ def test_the_schema_in_docs_is_the_one_of_the_tables() -> None:
 
 
 def test_the_schema_takes_what_we_take_and_refuses_what_we_refuse() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    yaml = pytest.importorskip("yaml")
     schema = json.loads(project_schema.as_text())
     jsonschema.validate(yaml.safe_load(GOOD.replace("allow_other", "allow-other")), schema)
     for text in ("mount: {}", "runs: {a: {imputs: []}}", "mounts: {a: {source: x, directory: /y, tll: 1}}"):
