@@ -13,6 +13,7 @@ import pytest
 from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, wait_until
 
 SMALL, LARGE = 150_000, 3_000_000
+SOAK = pytest.mark.soak
 
 
 def fill(bucket: Bucket, *, count: int = 6, first: int = 0) -> dict[str, bytes]:
@@ -61,7 +62,7 @@ SPOILERS: dict[str, Callable[[Path], None]] = {"flipped": flip, "truncated": tru
 
 
 @pytest.mark.parametrize("how", SPOILERS)
-@pytest.mark.parametrize("mode", ["sealed", "always", "between"])
+@pytest.mark.parametrize("mode", ["sealed", pytest.param("always", marks=pytest.mark.soak), "between"])
 def test_spoilt_cache_files_are_found_out_and_fetched_again(
     bucket: Bucket, mountkit: CommandLine, how: str, mode: str
 ) -> None:
@@ -112,7 +113,9 @@ def overwrite(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["catalog.db", "index.db"])
-@pytest.mark.parametrize("how", ["deleted", "overwritten", "truncated", "flipped"])
+@pytest.mark.parametrize(
+    "how", ["deleted", "overwritten", *(pytest.param(h, marks=SOAK) for h in ("truncated", "flipped"))]
+)
 def test_a_database_that_is_lost_or_spoilt_under_a_live_mount_is_begun_anew(
     bucket: Bucket, mountkit: CommandLine, name: str, how: str
 ) -> None:

@@ -26,9 +26,9 @@ from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, 
 PATIENCE_S = 6.0
 """The longest a single file may take under kills. By itself it is under 2 s; a loaded machine gets the rest."""
 VARIANTS = [
-    pytest.param(("--servers", "1"), id="one-server"),
+    pytest.param(("--servers", "1"), id="one-server", marks=pytest.mark.soak),
     pytest.param(("--servers", "2"), id="two-servers"),
-    pytest.param(("--servers", "2", "--no-passthrough"), id="no-passthrough"),
+    pytest.param(("--servers", "2", "--no-passthrough"), id="no-passthrough", marks=pytest.mark.soak),
     pytest.param(("--servers", "2", "--no-passthrough", "--no-resend"), id="no-resend"),
 ]
 TOGETHER = [
@@ -231,7 +231,7 @@ def _kill_all_at_once(mountkit: CommandLine) -> None:
     wait_until(lambda: not mountkit.processes())
 
 
-@pytest.mark.parametrize("flags", VARIANTS[1:4:2])
+@pytest.mark.parametrize("flags", VARIANTS[:2])
 def test_every_process_is_replaced_under_readers_by_order(
     bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:

@@ -139,7 +139,7 @@ def _serve(keys: list[bytes], tmp_path: Path) -> SimServer:
     return SimServer(keys=file)
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(5000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [500, pytest.param(5000, marks=pytest.mark.soak)])
 def test_of_random_keys_each_is_readable_and_none_hides_another(
     sim_line: CommandLine, tmp_path: Path, count: int
 ) -> None:
@@ -167,7 +167,7 @@ def test_of_random_keys_each_is_readable_and_none_hides_another(
         assert walked == plain, "a walk shows every key that is a path, and no other"
 
 
-@pytest.mark.parametrize("levels", [300, pytest.param(5000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("levels", [150, pytest.param(5000, marks=pytest.mark.soak)])
 def test_a_directory_of_a_hundred_thousand_keys_and_one_of_many_levels(
     sim_line: CommandLine, tmp_path: Path, levels: int
 ) -> None:
