@@ -34,6 +34,7 @@ from mountkit.errors import EngineError, ImageMissing
 from mountkit.run import docker_spec
 from mountkit.run.docker_link import DockerLink, last_words, reason
 from mountkit.run.engine import ContainerExit, Found, Image, ImageInside, Output, PullProgress
+from mountkit.run.output import give_up
 from mountkit.run.plan import RUN_LABEL, ContainerPlan
 from mountkit.run.secret_files import user_numbers
 
@@ -268,9 +269,11 @@ class DockerEngine(DockerLink):
     def _print(self, chunk: bytes, is_error: bool) -> None:
         """To our own output; one that nobody reads any more is passed over."""
         target = self._stderr if is_error else self._stdout
-        with contextlib.suppress(OSError, ValueError):
+        try:
             target.write(chunk)
             target.flush()
+        except (OSError, ValueError):
+            give_up(target)
 
 
 class _Signals:

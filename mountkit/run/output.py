@@ -47,6 +47,14 @@ class Blotter:
         return 0
 
 
+def give_up(stream: BinaryIO) -> None:
+    """Nobody reads `stream` any more: what it still holds must not fail at the interpreter's end (exit code 120)."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class Tee:
     """Shows a container's output and keeps it; an `engine.Output`. A reader that goes away disturbs nobody."""
 
@@ -98,6 +106,7 @@ class Tee:
                 target.flush()
             except (OSError, ValueError):
                 self._shown[is_error] = None
+                give_up(target)
         if data and self._log is not None and self._room > 0:
             with contextlib.suppress(OSError, ValueError):  # a full disk must not end a training
                 self._log.write(data[: self._room])

@@ -55,7 +55,7 @@ def test_the_history_and_the_receipt_tell_what_a_run_read(
 ) -> None:
     for n in range(20):
         bucket.put(f"{n:02d}", content(n, 10_000))
-    words = ("run", "--name-run", "night", "--cache", str(line.cache), "--input", f"{bucket.source}:/in")
+    words = ("run", "--no-sweep", "--name-run", "night", "--cache", str(line.cache), "--input", f"{bucket.source}:/in")
     result = line.run(*words, tiny_image, "sh", "-c", "cat /in/* > /dev/null; exit 3", timeout=90)
     assert result.code == 3, result.err
     (one,) = history(line)
