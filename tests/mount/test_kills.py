@@ -24,7 +24,7 @@ from mountkit import mountinfo
 from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, wait_until
 
 PATIENCE_S = 6.0
-"""The longest a single file may take under kills. By itself it is under 2 s; a loaded machine gets the rest."""
+"""The longest a single file may take under kills, on a loaded machine."""
 VARIANTS = [
     pytest.param(("--servers", "1"), id="one-server", marks=pytest.mark.soak),
     pytest.param(("--servers", "2"), id="two-servers"),
