@@ -21,7 +21,7 @@ _FACTOR, _STEADY_FILES, _DOUBLING_FILES, _MAX_DOUBLINGS = 2.5, 128, 64, 30
 _COUNTED_FILES = _STEADY_FILES + _DOUBLING_FILES * _MAX_DOUBLINGS
 _GENTLE_FILES, _GENTLY_AT_ONCE = 1000, 8
 """Measured on two cores: a sweep at full speed leaves eight readers 14 to 190 files/s until most files are there, which
-pays for a whole epoch and not for a short run: 1,000 of 20,000 files came at 110/s, with eight GETs at once at 240/s."""
+pays for a whole epoch and not for a short run: 1,000 of 20,000 files came at 110/s, with eight GETs at a time 240/s."""
 _TREES, _LARGE_FILES = 8, 64
 
 BEGIN_READS = 40
