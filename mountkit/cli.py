@@ -10,7 +10,6 @@ import click
 from mountkit import __version__, errors
 from mountkit.commands import config, mount, run
 from mountkit.errors import MountkitError, UsageError
-from mountkit.run import hidden
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 INTERRUPTED = 130
@@ -36,8 +35,7 @@ for _command in (
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    hidden.hide()
+    """Runs the command of this process's command line, and ends with its exit code."""
     try:
         cli.main(standalone_mode=False)
     except MountkitError as exc:
@@ -67,7 +65,3 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -23,6 +23,7 @@ from mountkit.config import MountSettings, store_environment
 from mountkit.errors import MountBusy, MountError, UsageError
 from mountkit.mountinfo import MountPoint
 
+_STARTING_S = 1.0
 _READY_S = 60.0
 _GONE_S = 10.0
 _UNDONE_S = 20.0
@@ -295,7 +296,7 @@ def unmount(directory: str, *, force: bool = False) -> None:
     from mountkit.serve import holders
 
     if not force:
-        outside = holders.in_other_namespaces(point.device)
+        outside = _held_elsewhere(point.device)
         if outside:
             raise _busy(resolved, outside)
     try:
@@ -312,6 +313,19 @@ def unmount(directory: str, *, force: bool = False) -> None:
             raise MountError(f"the mount {resolved} does not answer: {exc}", "say --force") from exc
     if info.details:
         _wait_for_end(info.details["keeper_pid"])
+
+
+def _held_elsewhere(device: str) -> list[str]:
+    """Who holds the mount in other namespaces, for longer than a container needs to change its root when it starts:
+    until then each has every mount of the host."""
+    from mountkit.serve import holders
+
+    deadline = time.monotonic() + _STARTING_S
+    while True:
+        outside = holders.in_other_namespaces(device)
+        if not outside or time.monotonic() > deadline:
+            return outside
+        time.sleep(0.05)
 
 
 def _busy(directory: str, by: list[str]) -> MountBusy:

@@ -296,6 +296,9 @@ def demo(arguments: argparse.Namespace) -> int:
     os.execve(python, command, _environment(arguments.venv))
 
 
+_XDIST = ("--dist", "worksteal")
+
+
 def test(arguments: argparse.Namespace) -> int:
     """Sets up, then runs every check; pytest last, so that its summary ends the output."""
     python = set_up("dev", arguments.venv, _asker(arguments.yes))
@@ -305,7 +308,8 @@ def test(arguments: argparse.Namespace) -> int:
         ("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
         ("mypy", [python, "-m", "mypy"]),
         ("lint-imports", [os.path.join(binaries, "lint-imports")]),
-        ("pytest", [python, "-m", "pytest", *arguments.rest]),
+        # Most tests wait for processes, timeouts and servers: twice as many at once as there are cores.
+        ("pytest", [python, "-m", "pytest", "-n", str(2 * min(4, os.cpu_count() or 1)), *_XDIST, *arguments.rest]),
     ]
     failed: list[str] = []
     for name, command in checks:

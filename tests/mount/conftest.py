@@ -107,7 +107,7 @@ class CommandLine:
     def run(self, *words: str, timeout: float = 60, environment: dict[str, str] | None = None) -> Result:
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "mountkit.cli", *words],
+            [sys.executable, "-m", "mountkit", *words],
             env=self.environment if environment is None else environment,
             capture_output=True,
             text=True,

@@ -34,7 +34,7 @@ def test_ctrl_c_stops_a_warm_and_keeps_what_has_arrived(bucket: Bucket, mountkit
     for n in range(300):
         bucket.put(f"d/{n}", content(n, 200_000))
     root = mountkit.mount(bucket.source)
-    command = [sys.executable, "-m", "mountkit.cli", "warm", str(root)]
+    command = [sys.executable, "-m", "mountkit", "warm", str(root)]
     warm = subprocess.Popen(command, env=mountkit.environment, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: bucket.proxy.count("GET") >= 20)
     warm.send_signal(signal.SIGINT)
@@ -99,7 +99,7 @@ def test_a_container_does_not_notice_that_servers_and_mover_are_killed(
         bucket.put(f"{n:03d}", content(n, 60_000))
     root = mountkit.mount(bucket.source, "--allow-other")
     script = "i=0; while [ $i -lt 6 ]; do cat /in/* | sha256sum || exit 9; i=$((i+1)); done"
-    command = [sys.executable, "-m", "mountkit.cli", "run", "--input", f"{root}:/in", tiny_image, "sh", "-c", script]
+    command = [sys.executable, "-m", "mountkit", "run", "--input", f"{root}:/in", tiny_image, "sh", "-c", script]
     container = subprocess.Popen(
         command, env=mountkit.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -119,7 +119,7 @@ def test_unmount_names_the_container_that_holds_the_mount(
 ) -> None:
     bucket.put("x", b"x")
     root = mountkit.mount(bucket.source, "--allow-other")
-    command = [sys.executable, "-m", "mountkit.cli", "run", "--input", f"{root}:/in", "--name", f"held-{os.getpid()}"]
+    command = [sys.executable, "-m", "mountkit", "run", "--input", f"{root}:/in", "--name", f"held-{os.getpid()}"]
     holder = subprocess.Popen(
         [*command, tiny_image, "sh", "-c", "echo ready; sleep 60"],
         env=mountkit.environment,

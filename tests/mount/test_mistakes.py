@@ -321,6 +321,16 @@ def test_commands_about_no_mount_say_so(scene: Scene, command: str) -> None:
     _assert_refused(scene.run(command, str(scene.directory)), 2, str(scene.directory), "mountkit status")
 
 
+def test_unmount_waits_for_a_container_that_only_just_starts(scene: Scene) -> None:
+    """Until it has changed its root, a container that has nothing to do with us has all mounts of the host."""
+    root = scene.line.mount(scene.bucket.source)
+    script = "echo here; sleep 0.5"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as starting:
+        assert starting.stdout is not None
+        assert starting.stdout.readline() == "here\n"
+        scene.line.unmount(root)
+
+
 def test_unmount_names_the_process_that_holds_the_mount(scene: Scene) -> None:
     root = scene.line.mount(scene.bucket.source)
     with subprocess.Popen(["sleep", "60"], cwd=root) as holder:
@@ -336,7 +346,7 @@ def test_unmount_names_the_process_that_holds_the_mount(scene: Scene) -> None:
 # ---- ends ----------------------------------------------------------------------------------------------------
 def test_ctrl_c_while_mounting_leaves_nothing(scene: Scene) -> None:
     source = f"s3://data?endpoint={scene.black_hole}"
-    command = [sys.executable, "-m", "mountkit.cli", "mount", source, str(scene.directory)]
+    command = [sys.executable, "-m", "mountkit", "mount", source, str(scene.directory)]
     mounting = subprocess.Popen(
         [*command, "--cache", str(scene.line.cache)], env=scene.line.environment, stderr=subprocess.PIPE, text=True
     )

@@ -1,6 +1,8 @@
 """Readahead and the fetch queue."""
 
 import threading
+import time
+from collections.abc import Callable
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
 from mountkit.mover.queue import SWEEP_THREADS, FetchQueue, Priority
@@ -94,6 +96,13 @@ class _Job:
         self.done.set()
 
 
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_the_most_urgent_job_runs_first_and_a_promoted_one_only_once() -> None:
     queue, log, gate = FetchQueue(max_threads=1), list[_Job](), threading.Event()
     blocker = _Job(Priority.DEMAND, log, gate)
@@ -122,7 +131,7 @@ def test_a_sweep_leaves_threads_to_who_waits_and_a_promoted_job_gets_one() -> No
     queue.promote(waiting, Priority.DEMAND)
     assert waiting.done.wait(5)
     assert log == [demand, waiting]
-    assert queue.statistics().running <= SWEEP_THREADS
+    _wait_until(lambda: queue.statistics().running <= SWEEP_THREADS)
     gate.set()
     assert all(job.done.wait(5) for job in sweeps)
     queue.close()
