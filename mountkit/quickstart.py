@@ -26,7 +26,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mountkit.prerequisites import ENGINE_SOCKET, Failed, Host, Need, install_commands, missing_packages, unmet
+from mountkit.prerequisites import (
+    ENGINE_SOCKET,
+    TEST_PROGRAMS,
+    Failed,
+    Host,
+    Need,
+    install_commands,
+    missing_packages,
+    unmet,
+)
 
 OLDEST_PYTHON = (3, 11)
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -57,6 +66,7 @@ def look() -> Host:
         engine=engine_state(),
         has_dockerd=_has("dockerd"),
         has_fuse_device=os.path.exists("/dev/fuse"),
+        test_programs=frozenset(filter(_has, TEST_PROGRAMS)),
     )
 
 
@@ -84,7 +94,7 @@ def set_up(extra: str, venv: str, ask: Callable[[str], bool]) -> str:
     problem = unmet(host)
     if problem:
         raise problem
-    needs = missing_packages(host)
+    needs = missing_packages(host, tests=extra == "dev")
     if needs:
         _install(needs, host, ask)
     _ensure_fuse_device(host)
