@@ -24,6 +24,14 @@ class MountPoint:
     fstype: str
     source: str
     super_options: frozenset[str]
+    number: int = 0
+    parent: int = 0
+    """The mount it is mounted on, by `number`; it may lie outside of what the process sees."""
+
+    @property
+    def groups(self) -> set[int]:
+        """The peer groups whose mounts and unmounts show up on this mount, too: its own, and its masters'."""
+        return {int(number) for kind, _, number in (field.partition(":") for field in self.propagation) if number}
 
     @property
     def owner_uid(self) -> int:
@@ -75,6 +83,8 @@ def _parse(line: str) -> MountPoint:
         fstype=tail[0],
         source=_unescape(tail[1]),
         super_options=frozenset(tail[2].split(",")) if len(tail) > 2 else frozenset(),
+        number=int(head[0]),
+        parent=int(head[1]),
     )
 
 

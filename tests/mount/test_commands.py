@@ -176,3 +176,33 @@ def test_the_mover_gets_its_credentials_also_after_the_keeper_was_replaced(
         wait_until(lambda: '"state": "ok"' in mountkit.run("status", str(root), "--json").out, seconds=20)
         wait_until(lambda gone=gone, who=who: mountkit.status(root)[who] != gone, seconds=20)  # type: ignore[misc]
     assert (root / "1").read_bytes() == b"1"
+
+
+def test_a_namespace_that_follows_our_unmounts_holds_nothing_and_one_that_does_not_is_named(
+    bucket: Bucket, mountkit: CommandLine
+) -> None:
+    """Most services of systemd live in the first kind: PrivateTmp=, ProtectSystem= and the like make it."""
+    bucket.put("a", b"x")
+    base = mountkit.base / "shared"
+    base.mkdir()
+    for words in (("--bind", str(base), str(base)), ("--make-shared", str(base))):
+        subprocess.run(["mount", *words], check=True)
+    try:
+        for propagation, code in (("slave", 0), ("private", 4)):
+            root = mountkit.mount(bucket.source, name="shared/m")
+            other = subprocess.Popen(
+                ["unshare", "-m", "--propagation", propagation, "sh", "-c", "echo; exec sleep 100"],
+                stdout=subprocess.PIPE,
+            )
+            assert other.stdout
+            other.stdout.readline()
+            try:
+                result = mountkit.run("unmount", str(root))
+                assert result.code == code, result.err
+                assert code == 0 or f"sleep (pid {other.pid})" in result.err
+            finally:
+                other.kill()
+                other.communicate()
+        mountkit.unmount(root)
+    finally:
+        subprocess.run(["umount", "-l", str(base)], check=True)
