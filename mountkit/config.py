@@ -122,7 +122,21 @@ OPTIONS: tuple[Option, ...] = (
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 # mount(8) and fstab say these to every file system; they change nothing for a read-only mount of ours.
-_IGNORED = {"ro", "rw", "nosuid", "nodev", "noatime", "relatime", "auto", "noauto", "user", "_netdev", "nofail", "exec"}
+_IGNORED = {
+    *("ro", "rw", "nosuid", "nodev", "exec", "defaults", "default_permissions", "async", "loud", "silent"),
+    *(
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "lazytime",
+    ),
+    *("auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group", "comment"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +297,26 @@ _NETWORK_NAMES = frozenset(
 )
 
 
+AWS_CREDENTIAL, PASSWD_CREDENTIAL = "mountkit-aws-credentials", "mountkit-passwd"
+"""What a unit of ours calls the credentials it has systemd load: a file as ~/.aws/credentials, one as s3fs has it."""
+
+
+def handed_credential(name: str) -> str:
+    """The file in which systemd hands this process the credential `name` (LoadCredential=); "" if it does not."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    path = os.path.join(directory, name)
+    return path if directory and os.path.exists(path) else ""
+
+
 def store_environment(passwd_credentials: tuple[str, str] | None = None) -> dict[str, str]:
     """The part of this environment that says who we are to the store and how to reach it: holds secrets.
 
     Credentials of a password file take the place of all others.
     """
     found = {k: v for k, v in os.environ.items() if k.startswith(_SECRET_PREFIXES) or k in _NETWORK_NAMES}
+    handed = handed_credential(AWS_CREDENTIAL)
+    if handed:
+        found["AWS_SHARED_CREDENTIALS_FILE"] = handed
     if passwd_credentials:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_DEFAULT_PROFILE"):
             found.pop(name, None)

@@ -110,16 +110,19 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
 
 def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None = None) -> NoReturn:
     """Becomes the keeper of the mount, which ends with it. Raises MountkitError."""
-    settings = _resolved(settings)
-    if _already(settings):
-        raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
-    from mountkit import processes
+    from mountkit import notify, processes
 
+    settings = _resolved(settings)
+    if not notify.handed_over(os.environ) and _already(settings):  # a mount systemd keeps the session of is ours
+        raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
+    kept = {name: os.environ[name] for name in notify.HANDED_OVER if name in os.environ}
     ours, theirs = socket.socketpair()
     _send_start(ours, settings, passwd_credentials, foreground=True)
     os.set_inheritable(theirs.fileno(), True)
     command = processes.command("mountkit.serve.keeper", str(theirs.fileno()))
-    os.execve(command[0], command, processes.environment())  # our end closes with us; the message waits in theirs
+    os.execve(
+        command[0], command, {**processes.environment(), **kept}
+    )  # our end closes with us; the message waits in theirs
 
 
 def _resolved(settings: MountSettings) -> MountSettings:
@@ -259,11 +262,15 @@ def _required(path: str) -> MountInfo:
 def upgrade(path: str) -> MountInfo:
     """Has every process of a mount replaced by one that runs the code installed now; readers go on.
 
-    Returns how the mount is then. Raises MountError if no new keeper answers in time.
+    Where systemd watches the mount it is the one to replace them: then this is the unit's restart, which keeps the
+    session. Returns how the mount is then. Raises MountError if no new keeper answers in time.
     """
     keeper, before = client(path)
     with keeper:
-        keeper.call("upgrade", timeout_s=_READY_S)
+        if before.details.get("unit"):
+            _restart_unit(before)
+        else:
+            keeper.call("upgrade", timeout_s=_READY_S)
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         info = _required_soon(before.directory)
@@ -271,6 +278,15 @@ def upgrade(path: str) -> MountInfo:
             return info
         time.sleep(0.05)
     raise MountError(f"no new keeper answers for {before.directory} within {_READY_S:g} s", "its log may say why")
+
+
+def _restart_unit(info: MountInfo) -> None:
+    scope = ["--user"] if info.details["unit_manager"] == "user" else []
+    command = ["systemctl", *scope, "restart", info.details["unit"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = " ".join(command)
+        raise MountError(f"`{words}` failed: {done.stderr.strip()}", "see the unit's status")
 
 
 def _required_soon(directory: str) -> MountInfo | None:

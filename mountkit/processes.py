@@ -13,9 +13,14 @@ from collections.abc import Sequence
 
 import trio
 
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET", "WATCHDOG_USEC")
+from mountkit import notify
+
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", *notify.VARIABLES)
 
 _PR_SET_DUMPABLE = 4
+_AUTOMOUNTER = 1
+"""systemd's process group, in which it calls mount(8): whoever leaves it waits, at the first look at the mount point,
+for the automount that it is itself to make. No terminal sends signals there."""
 
 
 def environment() -> dict[str, str]:
@@ -39,7 +44,7 @@ def spawn(module: str, *, fds: Sequence[int] = ()) -> tuple[subprocess.Popen[byt
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), *fds],
-            start_new_session=True,
+            start_new_session=os.getpgrp() != _AUTOMOUNTER,
         )
     return process, ours.detach()
 

@@ -10,7 +10,13 @@ import click
 
 from mountkit import errors
 from mountkit.commands.flags import missing, mount_flags, relative
-from mountkit.config import MountSettings, mount_settings, parse_mount_options
+from mountkit.config import (
+    PASSWD_CREDENTIAL,
+    MountSettings,
+    handed_credential,
+    mount_settings,
+    parse_mount_options,
+)
 from mountkit.errors import MountkitError, UsageError
 
 
@@ -38,7 +44,7 @@ def mount(
         given |= {name.replace("-", "_"): value for name, value in parse_mount_options(text).items()}
     given |= {name: value for name, value in flags.items() if value is not None}
     if source is not None and directory is not None and not every:
-        _mount_one(source, directory, given, foreground)
+        mount_one(source, directory, given, foreground)
         return
     from mountkit import project
 
@@ -47,7 +53,7 @@ def mount(
     if every and foreground:
         raise UsageError("one process cannot be the keeper of every mount", "leave out --foreground or --all")
     named = project.chosen_mounts(source, every=every)
-    _each(named, lambda one: _mount_one(one.source, one.directory, {**one.options, **given}, foreground))
+    _each(named, lambda one: mount_one(one.source, one.directory, {**one.options, **given}, foreground))
 
 
 def _each(named: Iterable[Any], action: Callable[[Any], None]) -> None:
@@ -64,7 +70,8 @@ def _each(named: Iterable[Any], action: Callable[[Any], None]) -> None:
         raise failed[-1]
 
 
-def _mount_one(source: str, directory: str, given: dict[str, Any], foreground: bool) -> None:
+def mount_one(source: str, directory: str, given: dict[str, Any], foreground: bool = False) -> None:
+    """Mounts with options as they were given; says so where it is there already. Raises MountkitError."""
     from mountkit import mounts
 
     settings = mount_settings(source, directory, **given)
@@ -86,7 +93,7 @@ def _passwd_credentials(path: str | None, settings: MountSettings) -> tuple[str,
         return None
     from mountkit.store.passwd import read_passwd_file
 
-    return read_passwd_file(path, settings.source.bucket)
+    return read_passwd_file(handed_credential(PASSWD_CREDENTIAL) or path, settings.source.bucket)
 
 
 @click.command()

@@ -43,6 +43,8 @@ class Control:
         """The mount shall end."""
         self.session_gone = trio.Event()
         """The kernel has ended the session."""
+        self.rest = trio.Event()
+        """This process shall end; the session stays with systemd, for the next one it starts."""
         self.retire = trio.Event()
         """This keeper shall end, and another take its place."""
 
@@ -140,7 +142,9 @@ class Control:
             "mover_pid": self._mover.pid,
             "cache_directory": self.settings.cache_directory,
             "state_directory": self._state_path,
-            "log": os.path.join(self._state_path, logs.FILE_NAME),
+            "log": logs.place(os.path.join(self._state_path, logs.FILE_NAME)),
+            "unit": os.environ.get("MOUNTKIT_UNIT", ""),
+            "unit_manager": os.environ.get("MOUNTKIT_MANAGER", "system") if os.environ.get("MOUNTKIT_UNIT") else "",
             "device": self.mounted.device,
             "since": self._since,
             "endpoint": self.settings.source.endpoint,

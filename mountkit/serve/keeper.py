@@ -24,10 +24,12 @@ from mountkit.errors import HostError, MountBusy, MountError, MountkitError
 from mountkit.ipc import Channel, ChannelClosed, Message
 from mountkit.serve import locks, session
 from mountkit.serve.control import Control
+from mountkit.serve.kept_session import KeptSession
 from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
 from mountkit.serve.session import Session
 from mountkit.serve.shared import SharedMemory
+from mountkit.serve.supervision import Supervision
 
 log = logging.getLogger(__name__)
 _PROOF_S = 10.0
@@ -40,9 +42,12 @@ _ANSWER_S = 0.1
 class Keeper:
     """One mount. Make it, `run` it; it returns when the mount is gone."""
 
-    def __init__(self, settings: MountSettings, *, secrets_fd: int | None) -> None:
+    def __init__(
+        self, settings: MountSettings, *, secrets_fd: int | None, supervision: Supervision | None = None
+    ) -> None:
         self.settings = settings
         self._secrets_fd = secrets_fd
+        self._supervision = supervision or Supervision(None)
         self._undo = False
         """Whether the mount was made by us and nobody has been told of it: then it goes if we fail."""
 
@@ -96,10 +101,22 @@ class Keeper:
             finally:
                 nursery.cancel_scope.cancel()
 
+    async def resume(self, kept: KeptSession) -> None:
+        """Goes on with a session that systemd kept, whose processes are all gone. Does not wait for the bucket."""
+        state_fd = places.open_state(self.settings.cache_directory, self.settings.state_name)
+        self._prepare(state_fd, kept.shared_fd, kept.region)
+        async with trio.open_nursery() as nursery:
+            self._servers.prestart()
+            await nursery.start(functools.partial(self._mover.run, check=False))
+            try:
+                await self._serve(nursery, kept.session, None, adopted={"shape": kept.shape, "servers_gone": True})
+            finally:
+                nursery.cancel_scope.cancel()
+
     # ---- start ---------------------------------------------------------------------------------------------
     def _prepare(self, state_fd: int, shared_fd: int, region: str = "") -> None:
         path = places.state_path(self.settings.cache_directory, self.settings.state_name)
-        self._state_path = path
+        self._state_path, self._shared_fd = path, shared_fd
         self._mover = MoverHost(self.settings, places.mover_socket(path), state_fd, self._secrets_fd, region)
         self._shared = SharedMemory(shared_fd)
         inherited = [shared_fd, state_fd] + ([] if self._secrets_fd is None else [self._secrets_fd])
@@ -150,7 +167,7 @@ class Keeper:
                 # The kernel gives the device number of a mount that has just ended to the next one: its keeper gets
                 # the time to end. A keeper that adopts does not wait: whoever has the lock has adopted already.
                 await stack.enter_async_context(
-                    locks.held_async(socket_path + ".lock", wait_s=0.0 if adopted else _LOCK_S)
+                    locks.held_async(socket_path + ".lock", wait_s=0.0 if adopted and report else _LOCK_S)
                 )
             except locks.LockHeld:
                 raise HostError("another keeper has this session already") from None
@@ -163,13 +180,15 @@ class Keeper:
                 with contextlib.suppress(MountError):  # the heir may be gone or have lost patience; the others join
                     await _report(report, {"listening": True})
             await self._start_servers(nursery, socket_path, adopted)
-            if adopted is None:
+            if adopted is None or report is None:
                 session.set_read_ahead(mounted.device)
                 await self._prove()
                 if report is not None:
                     await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
             control.state, self._undo = "ok", False
             log.info("%s is mounted at %s", self.settings.source, mounted.directory)
+            kept = KeptSession(mounted, self._shared_fd, self.settings, self._mover.region, self._servers.shape)
+            nursery.start_soon(self._supervision.attend, kept, control.status)
             await self._until_the_end()
 
     async def _start_servers(self, nursery: trio.Nursery, socket_path: str, adopted: dict[str, Any] | None) -> None:
@@ -209,6 +228,7 @@ class Keeper:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_on_signal)
             nursery.start_soon(self._leave_when_retired, nursery.cancel_scope)
+            nursery.start_soon(self._leave_when_resting, nursery.cancel_scope)
             await self._control.stop.wait()
             nursery.cancel_scope.cancel()
 
@@ -217,9 +237,16 @@ class Keeper:
         await trio.sleep(_ANSWER_S)
         scope.cancel()
 
+    async def _leave_when_resting(self, scope: trio.CancelScope) -> None:
+        await self._control.rest.wait()
+        scope.cancel()
+
     async def _stop_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for number in received:
+                if await self._supervision.restart_is_ordered():
+                    self._control.rest.set()
+                    return
                 log.info("signal %d: unmounting %s", number, self._mounted.directory)
                 try:
                     await trio.to_thread.run_sync(session.unmount, self._mounted.directory)
@@ -232,19 +259,26 @@ class Keeper:
     async def _take_down(self) -> None:
         """Ends the mount, on an order; who still uses it has a few seconds. A keeper that fails leaves it alone."""
         control = self._control
+        if control.rest.is_set():
+            log.info("restarting: the session of %s waits for the next keeper", self._mounted.directory)
+            with trio.CancelScope(shield=True):
+                self._servers.kill()
+                await self._mover.goodbye()
+            return
         if not (self._undo or control.stop.is_set()):
             why = "by order" if control.retire.is_set() else "without an order"
             log.warning("this keeper ends %s; the mount stays, its servers start another keeper", why)
             return
         control.state = "stopping"
         with trio.CancelScope(shield=True):
-            if not control.session_gone.is_set():
+            async with self._supervision.stopping(f"unmounting {self._mounted.directory}"):
+                if not control.session_gone.is_set():
+                    await trio.to_thread.run_sync(_take_away, self._mounted)
+                    with trio.move_on_after(_STOP_S):
+                        await self._servers.session_ended.wait()
+                self._servers.kill()
                 await trio.to_thread.run_sync(_take_away, self._mounted)
-                with trio.move_on_after(_STOP_S):
-                    await self._servers.session_ended.wait()
-            self._servers.kill()
-            await trio.to_thread.run_sync(_take_away, self._mounted)
-            await self._mover.goodbye()
+                await self._mover.goodbye()
         log.info("%s is unmounted", self._mounted.directory)
 
 
@@ -281,22 +315,42 @@ async def _main(fds: Sequence[int]) -> int:
     if "adopt" in start.body:
         return await _adopt(start, channel)
     settings = MountSettings.from_json(start.body["settings"])
-    foreground = bool(start.body.get("foreground"))
-    keeper = Keeper(settings, secrets_fd=start.fds[0] if start.fds else None)
+    secrets_fd = start.fds[0] if start.fds else None
+    if start.body.get("foreground"):
+        return await _in_foreground(settings, secrets_fd)
     try:
-        await keeper.run(None if foreground else channel)
+        await Keeper(settings, secrets_fd=secrets_fd).run(channel)
     except (MountkitError, BaseExceptionGroup) as exc:
         error = errors.named(exc)
         if error is None:
             raise
-        if foreground:
-            print(errors.two_lines(error), file=sys.stderr)  # noqa: T201
-        else:
-            try:
-                await channel.send({"error": error.to_json()})
-            except ChannelClosed:
-                log.error("%s", error)  # nobody is left to tell
+        try:
+            await channel.send({"error": error.to_json()})
+        except ChannelClosed:
+            log.error("%s", error)  # nobody is left to tell
         return error.exit_code
+    return 0
+
+
+async def _in_foreground(settings: MountSettings, secrets_fd: int | None) -> int:
+    """The exit code. A session that systemd kept is gone on with; one that does not fit is ended, and we start anew."""
+    supervision = Supervision.from_environment()
+    try:
+        kept = supervision.take_session(settings)
+    except MountError as exc:
+        return supervision.starts_anew(exc)
+    keeper = Keeper(settings, secrets_fd=secrets_fd, supervision=supervision)
+    try:
+        await (keeper.resume(kept) if kept else keeper.run(None))
+    except (MountkitError, BaseExceptionGroup) as exc:
+        error = errors.named(exc)
+        if error is None:
+            raise
+        if kept:
+            kept.abandon()
+            return supervision.starts_anew(error)
+        print(errors.two_lines(error), file=sys.stderr)  # noqa: T201
+        return supervision.failed(error)
     return 0
 
 

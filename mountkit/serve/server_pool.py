@@ -71,6 +71,11 @@ class ServerPool:
         for slot in range(self._count):
             self._servers[slot] = self._spawn()
 
+    @property
+    def shape(self) -> list[int]:
+        """What the servers of this session have negotiated."""
+        return self._shape or []
+
     def pids(self) -> list[int]:
         return [server.watched.pid for _, server in sorted(self._servers.items())]
 
@@ -107,7 +112,7 @@ class ServerPool:
             self._shape = list(adopted["shape"])
         async with trio.open_nursery() as nursery:
             if adopted is not None:
-                await self._await_joins()
+                await self._await_joins(0.0 if adopted.get("servers_gone") else _JOIN_S)
             else:
                 await self._begin(0, first=True)
             async with trio.open_nursery() as starting:
@@ -151,11 +156,11 @@ class ServerPool:
         server.channel.close()
         self._hand_out_again(slot)
 
-    async def _await_joins(self) -> None:
-        with trio.move_on_after(_JOIN_S):
+    async def _await_joins(self, patience_s: float) -> None:
+        with trio.move_on_after(patience_s):
             await self._all_joined.wait()
         self._joining_is_over = True
-        self._servers = dict(self._joined)
+        self._servers |= self._joined
 
     def troubles(self) -> list[str]:
         """What `status` has to say about servers that cannot serve."""
