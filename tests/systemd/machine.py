@@ -39,7 +39,7 @@ _ACCOUNTS = {
 _COPIED = ("/etc/pam.d", "/etc/security", "/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/login.defs", "/etc/ssl/certs")
 _LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 _INIT = """
-mount --make-rshared / &&
+chmod 666 /dev/fuse && mount --make-rshared / &&
 for c in /sys/fs/cgroup /sys/fs/cgroup/systemd; do
     mountpoint -q $c && mount -o remount,bind,rw $c
 done
