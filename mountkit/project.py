@@ -127,6 +127,11 @@ class Project:
             self.run(name)
 
 
+def is_name(word: str) -> bool:
+    """Whether a mount or a run may be called so."""
+    return bool(_NAME.fullmatch(word))
+
+
 def candidates(start: str, surroundings: Mapping[str, str]) -> Iterator[str]:
     """Where mountkit.yaml may lie, best first."""
     directory = os.path.abspath(start)
