@@ -112,6 +112,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("gid", _integer, -1, "GID", "Group shown for all files (default: yours)."),
     Option("umask", _octal, 0o022, "MASK", "Permission bits taken from 0555 and 0444 (default: 022)."),
     Option("allow-other", None, False, "", "Let other users (and containers) read the mount."),
+    Option("no-exec", None, False, "", "Let no file of the mount be executed."),
     Option("servers", _servers, 0, "N", "Processes that answer the kernel (default: by cores, 2 to 4)."),
     Option("verify", _choice("once", "always"), "once", "WHEN", "Check cached bytes once, or at every read."),
     Option("no-sweep", None, False, "", "Fetch no files before they are opened, whatever the reading looks like."),
@@ -137,6 +138,8 @@ _IGNORED = {
     ),
     *("auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group", "comment"),
 }
+_OURS = {"noexec": "no-exec"}
+"""Words of mount(8) for what has another name here; `user` and `users` in fstab imply this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ class MountSettings:
     gid: int = 0
     umask: int = 0o022
     allow_other: bool = False
+    executable: bool = True
     servers: int = 2
     verify_always: bool = False
     sweep: bool = True
@@ -218,7 +222,7 @@ def parse_mount_options(text: str) -> dict[str, str | bool | None]:
     given: dict[str, str | bool | None] = {}
     for word in filter(None, text.split(",")):
         name, separator, value = word.partition("=")
-        name = name.replace("_", "-") if name not in _IGNORED else name
+        name = _OURS.get(name, name.replace("_", "-")) if name not in _IGNORED else name
         if name in _IGNORED or name.startswith("x-"):
             continue
         if name not in _BY_NAME:
@@ -249,6 +253,7 @@ def mount_settings(source: str, directory: str, **flags: str | bool | None) -> M
         gid=os.getgid() if values["gid"] < 0 else values["gid"],
         umask=values["umask"],
         allow_other=values["allow_other"],
+        executable=not values["no_exec"],
         servers=values["servers"] or max(2, min(4, os.cpu_count() or 1)),
         verify_always=values["verify"] == "always",
         sweep=not values["no_sweep"],

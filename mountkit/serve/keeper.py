@@ -149,7 +149,7 @@ class Keeper:
 
     def _mount(self) -> Session:
         s = self.settings
-        mounted = session.mount(s.directory, source=str(s.source), allow_other=s.allow_other)
+        mounted = session.mount(s.directory, source=str(s.source), allow_other=s.allow_other, executable=s.executable)
         os.set_inheritable(mounted.fd, False)
         return mounted
 

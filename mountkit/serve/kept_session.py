@@ -38,7 +38,8 @@ class KeptSession:
 
     def suits(self, wanted: MountSettings) -> bool:
         """Whether `wanted` can be served on this session: what the kernel was promised cannot be taken back."""
-        fixed = ("source", "directory", "state_name", "cache_directory", "allow_other", "passthrough", "servers")
+        promised = ("source", "directory", "state_name", "cache_directory", "allow_other", "executable")
+        fixed = (*promised, "passthrough", "servers")
         return all(getattr(self.settings, name) == getattr(wanted, name) for name in fixed)
 
     def abandon(self) -> None:

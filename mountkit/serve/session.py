@@ -63,11 +63,13 @@ def _user_allow_other() -> bool:
         return False
 
 
-def mount(directory: str, *, source: str, allow_other: bool) -> Session:
+def mount(directory: str, *, source: str, allow_other: bool, executable: bool = True) -> Session:
     """Mounts at `directory` and takes the kernel's INIT request. Raises MountError."""
     options = ["ro", "nosuid", "nodev", "default_permissions", f"fsname={_escape(source)}", "subtype=mountkit"]
     if allow_other:
         options.append("allow_other")
+    if not executable:
+        options.append("noexec")
     ours, theirs = socket.socketpair()
     with ours, theirs:
         done = subprocess.run(

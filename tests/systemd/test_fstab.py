@@ -123,6 +123,8 @@ def test_an_ordinary_user_mounts_a_line_that_allows_it(helped: Machine, place: P
     helped.write("/etc/fstab", f"{place.source} /home/{USER}/x fuse.mountkit {options} 0 0\n")
     helped.sh(f"mount /home/{USER}/x", user=True)
     assert helped.sh(f"cat /home/{USER}/x/a | wc -c", user=True).strip() == "100000"
-    assert "user_id=1000" in helped.sh("grep fuse.mountkit /proc/mounts")
+    shown = helped.sh("grep fuse.mountkit /proc/mounts")
+    assert "user_id=1000" in shown
+    assert "noexec" in shown, "mount(8) adds it for an ordinary user"
     helped.sh(f"umount /home/{USER}/x", user=True)
     assert not our_processes(helped)
