@@ -52,7 +52,7 @@ def unit(name: str) -> str:
 
 def program() -> str:
     """The command that is this very mountkit, as a unit or a script writes it."""
-    return f"{sys.executable} -I -m mountkit.cli"
+    return f"{sys.executable} -I -m mountkit"
 
 
 def shared_files(scope: Scope) -> list[File]:

@@ -31,7 +31,7 @@ def test_what_no_flag_says_is_asked_until_it_makes_sense(tmp_path: Path) -> None
     path = tmp_path / "mountkit.yaml"
     answers = "s3://\ns3://data/train set\nhttp://127.0.0.1:9000\n\n\n"
     main, terminal = pty.openpty()
-    command = [sys.executable, "-m", "mountkit.cli", "config", "init", str(path)]
+    command = [sys.executable, "-m", "mountkit", "config", "init", str(path)]
     child = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
     os.close(terminal)
     os.write(main, answers.encode())

@@ -65,7 +65,7 @@ async def test_the_kernel_says_who_joins_not_the_message(
     pool = ServerPool(1, [])
     pool._shape = [1]
     await pool.join({"op": "join", "slot": 0, "pid": 1}, Channel(trio.socket.from_stdlib_socket(ours)))
-    await pool._await_joins()
+    await pool._await_joins(1.0)
     assert pool.pids() == [process.pid]
     pool._servers[0].watched.close()
     pool._servers[0].channel.close()
