@@ -98,6 +98,7 @@ class Option:
 
 
 OPTIONS: tuple[Option, ...] = (
+    Option("driver", _choice("auto", "fuse", "s3fs"), "auto", "NAME", "auto, fuse, or s3fs where fuse cannot be had."),
     Option("region", str, "", "NAME", "Region of the bucket (default: found by itself)."),
     Option("endpoint", str, "", "URL", "Server to talk to, like http://127.0.0.1:9000 (default: AWS)."),
     Option("profile", str, "", "NAME", "Profile of ~/.aws/config and ~/.aws/credentials to use."),
@@ -167,12 +168,18 @@ class MountSettings:
     resend: bool = True
     data_budget_s: float = 60.0
     metadata_budget_s: float = 10.0
+    driver: str = "auto"
 
     @property
     def state_name(self) -> str:
-        """The name of this mount's state directory: the same source asked by the same identity shares it."""
+        """The name of this mount's state directory: the same source asked by the same identity shares it.
+
+        s3fs cannot share: its name has the mount point in it, too.
+        """
         source = self.source
         parts = [source.endpoint, source.bucket, source.prefix.hex(), self.identity]
+        if self.driver == "s3fs":
+            parts += [self.driver, self.directory]
         return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
 
     def to_json(self) -> str:
@@ -261,6 +268,7 @@ def mount_settings(source: str, directory: str, **flags: str | bool | None) -> M
         resend=not values["no_resend"],
         data_budget_s=values["data_budget"],
         metadata_budget_s=values["metadata_budget"],
+        driver=values["driver"],
     )
 
 

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 
 FSTYPE = "fuse.mountkit"
+S3FS_MARK = "s3fs#"
+"""What stands before the source of a mount that s3fs serves for us; its type is ours, so that every tool finds it."""
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -40,6 +42,11 @@ class MountPoint:
             if option.startswith("user_id="):
                 return int(option[8:])
         return 0
+
+    @property
+    def driver(self) -> str:
+        """Who serves a mount of ours: fuse or s3fs."""
+        return "s3fs" if self.source.startswith(S3FS_MARK) else "fuse"
 
 
 def mount_points(pid: int | str = "self") -> list[MountPoint]:

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from mountkit import errors, ipc, mountinfo, places
+from mountkit import drivers, errors, ipc, mountinfo, places
 from mountkit.config import MountSettings, store_environment
 from mountkit.errors import MountBusy, MountError, UsageError
 from mountkit.mountinfo import MountPoint
@@ -29,6 +29,8 @@ _GONE_S = 10.0
 _UNDONE_S = 20.0
 """A start that is given up ends at once; more is the time of a machine that is very busy."""
 _STAT_S = 2.0
+_UNKEPT = {drivers.FUSE: "recovering", drivers.S3FS: "unwatched"}
+_KEEPERS = {drivers.FUSE: "mountkit.serve.keeper", drivers.S3FS: "mountkit.s3fs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class MountInfo:
     """One mount of ours.
 
     `state` is what its keeper says (ok, degraded, starting, stopping), or, where no keeper answers: dead (its session
-    has ended: the kernel answers ENOTCONN), recovering (servers still serve: they are starting a keeper), unresponsive,
-    or unknown (another user's).
+    has ended: the kernel answers ENOTCONN), recovering (servers still serve: they are starting a keeper), unwatched
+    (s3fs still serves, but nobody would start another), unresponsive, or unknown (another user's).
     """
 
     directory: str
@@ -84,6 +86,7 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
 
     settings = _resolved(settings)
     places.ensure_runtime_directory()
+    _say(settings)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locks.held(places.mount_lock(settings.directory), wait_s=_READY_S))
@@ -93,7 +96,7 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
             ) from None
         if _already(settings):
             return False
-        process, fd = processes.spawn("mountkit.serve.keeper")
+        process, fd = processes.spawn(_KEEPERS[settings.driver])
         channel = stack.enter_context(socket.socket(fileno=fd))
         _send_start(channel, settings, passwd_credentials)
         try:
@@ -115,19 +118,37 @@ def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[st
     settings = _resolved(settings)
     if not notify.handed_over(os.environ) and _already(settings):  # a mount systemd keeps the session of is ours
         raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
+    _say(settings)
     kept = {name: os.environ[name] for name in notify.HANDED_OVER if name in os.environ}
     ours, theirs = socket.socketpair()
     _send_start(ours, settings, passwd_credentials, foreground=True)
     os.set_inheritable(theirs.fileno(), True)
-    command = processes.command("mountkit.serve.keeper", str(theirs.fileno()))
+    command = processes.command(_KEEPERS[settings.driver], str(theirs.fileno()))
     os.execve(
         command[0], command, {**processes.environment(), **kept}
     )  # our end closes with us; the message waits in theirs
 
 
 def _resolved(settings: MountSettings) -> MountSettings:
-    """With the mount point as mountinfo will name it: no symlink in it, also not as its last part."""
-    return replace(settings, directory=os.path.realpath(settings.directory))
+    """With the mount point as mountinfo will name it (no symlink in it, also not as its last part), and a driver.
+
+    Raises HostError if the driver cannot work here.
+    """
+    settings = replace(settings, directory=os.path.realpath(settings.directory))
+    chosen = drivers.choose(settings.driver)
+    if chosen.why:
+        _note(f"{chosen.why}, so s3fs serves this mount; docs/s3fs.md says what it cannot do")
+    return replace(settings, driver=chosen.driver)
+
+
+def _say(settings: MountSettings) -> None:
+    """What the user should know of the driver before the mount is there."""
+    if settings.driver == drivers.S3FS and (flags := drivers.unhonoured(settings)):
+        _note(f"s3fs cannot honour {', '.join(flags)}")
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _already(settings: MountSettings) -> bool:
@@ -213,8 +234,9 @@ def _ask(point: MountPoint) -> MountInfo:
     except TimeoutError:
         state = "unresponsive"
     except (OSError, ipc.ChannelClosed):
-        state = "dead" if _is_disconnected(point.directory) else "recovering"
-    return MountInfo(point.directory, point.source, state, point.device, point.owner_uid, details)
+        state = "dead" if _is_disconnected(point.directory) else _UNKEPT[point.driver]
+    source = point.source.removeprefix(mountinfo.S3FS_MARK)
+    return MountInfo(point.directory, source, state, point.device, point.owner_uid, details)
 
 
 def _is_disconnected(directory: str) -> bool:
@@ -234,8 +256,12 @@ def client(path: str) -> tuple[ipc.Client, MountInfo]:
 
 
 def mover_client(path: str) -> tuple[ipc.Client, MountInfo]:
-    """A connection to the mover of that mount."""
+    """A connection to the mover of that mount. Raises UsageError where it has none."""
     info = _required(path)
+    if info.details["driver"] == drivers.S3FS:
+        raise UsageError(
+            f"{info.directory} is served by s3fs, which fetches nothing ahead", "mount it with `--driver fuse`"
+        )
     return _connect(places.mover_socket(info.details["state_directory"], info.owner_uid), info), info
 
 
@@ -309,6 +335,11 @@ def unmount(directory: str, *, force: bool = False) -> None:
     if info.state == "dead":
         _clear_dead(point)
         return
+    if info.state == "unwatched":
+        from mountkit.serve import session
+
+        session.unmount(resolved, lazy=force)
+        return
     from mountkit.serve import holders
 
     if not force:
@@ -373,6 +404,6 @@ def _wait_for_end(pid: int, seconds: float = _GONE_S) -> None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         if not poll.poll(seconds * 1000):
-            print(f"note: process {pid} of the mount is still ending", file=sys.stderr)  # noqa: T201
+            _note(f"process {pid} of the mount is still ending")
     finally:
         os.close(pidfd)

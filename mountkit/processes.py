@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -101,3 +102,11 @@ async def _reap(pid: int) -> None:
 def hide() -> None:
     """Makes this process undumpable: nobody but root reads its memory, or the credentials' descriptor it passes on."""
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def take_environment(secrets_fd: int | None) -> None:
+    """Puts the caller's store environment, as `mounts` hands it on in a sealed memfd, in the place of ours."""
+    if secrets_fd is None:
+        return
+    with open(f"/proc/self/fd/{secrets_fd}", encoding="utf-8", errors="surrogateescape") as file:
+        os.environ.update(json.load(file))

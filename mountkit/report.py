@@ -38,9 +38,13 @@ def as_text(info: MountInfo) -> str:
     lines = [f"{info.source} at {info.directory}: {info.state}"]
     if info.state == "dead":
         lines.append(f"  its processes are gone; `mountkit unmount {info.directory}` clears it away")
+    if info.state == "unwatched":
+        lines.append("  s3fs serves it, but the process that would start it again is gone: unmount and mount it again")
     if not d:
         return "\n".join(lines)
     lines += [f"  because: {reason}" for reason in d["reasons"]]
+    if d["driver"] == "s3fs":
+        return "\n".join([*lines, *_s3fs_lines(d)])
     reads, cache, requests, restarts = d["reads"], d["cache"], d["requests"], d["restarts"]
     servers = " ".join(map(str, d["server_pids"]))
     lines.append(f"  processes  keeper {d['keeper_pid']}, servers {servers}, mover {d['mover_pid']}")
@@ -65,6 +69,17 @@ def as_text(info: MountInfo) -> str:
         lines.append(f"  requests   {kinds}; {size(requests['bytes_received'])} received, {requests['errors']} failed")
     lines.append(f"  log        {d['log']}")
     return "\n".join(lines)
+
+
+def _s3fs_lines(d: dict[str, Any]) -> list[str]:
+    """What there is to say of a mount that s3fs serves: it counts nothing."""
+    restarts = d["restarts"]["server"]
+    return [
+        f"  processes  s3fs {d['server_pids'][0]}, watched by {d['keeper_pid']}",
+        *([f"  restarts   s3fs {restarts}"] if restarts else []),
+        f"  cache      {d['state_directory']}",
+        f"  log        {d['log']}",
+    ]
 
 
 def oldest_fresh(ttl_s: float | None) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -81,7 +80,7 @@ async def _serve(channel: Channel, start: Message) -> None:
     state_fd, *rest = start.fds
     secrets_fd = rest[0] if rest else None
     logs.to_state_directory(state_fd)
-    _take_environment(secrets_fd)
+    processes.take_environment(secrets_fd)
     socket_path = start.body["socket"]
     if not await _take_lock(state_fd, socket_path):
         await channel.send({"pid": os.getpid(), "taken": True})
@@ -195,14 +194,6 @@ async def _take_lock(state_fd: int, socket_path: str) -> bool:
             await trio.sleep(0.05)
         else:
             return True
-
-
-def _take_environment(secrets_fd: int | None) -> None:
-    """Puts the caller's store environment in the place of ours."""
-    if secrets_fd is None:
-        return
-    with open(f"/proc/self/fd/{secrets_fd}", encoding="utf-8", errors="surrogateescape") as file:
-        os.environ.update(json.load(file))
 
 
 def main() -> None:

@@ -43,7 +43,9 @@ def our_processes(base: Path) -> dict[int, str]:
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if any(word.startswith(("mountkit.serve.", "mountkit.mover.")) for word in line):
+        if line[:1] == ["s3fs"] or any(
+            word.startswith(("mountkit.serve.", "mountkit.mover.", "mountkit.s3fs")) for word in line
+        ):
             with contextlib.suppress(psutil.Error):
                 if str(base) in process.environ().get("PATH", "").split(":"):
                     found[process.pid] = " ".join(line)
