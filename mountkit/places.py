@@ -7,6 +7,7 @@ Directories are made 0700 and refused when they belong to somebody else, are sym
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -88,12 +89,7 @@ def open_state(cache_directory: str, name: str) -> int:
 
     Raises UsageError or HostError when the cache directory cannot be used safely.
     """
-    point = mountinfo.covering(mountinfo.resolve(cache_directory), mountinfo.mount_points())
-    if point is not None and point.fstype == mountinfo.FSTYPE:
-        raise UsageError(
-            f"the cache directory {cache_directory} lies inside the mount {point.directory}",
-            "choose a directory on a local disk with --cache",
-        )
+    _outside_of_mounts(cache_directory)
     try:
         os.makedirs(cache_directory, mode=0o700, exist_ok=True)
     except OSError as exc:
@@ -103,6 +99,33 @@ def open_state(cache_directory: str, name: str) -> int:
         return _own_directory(f"/proc/self/fd/{own}", name, what="cache directory", shown=cache_directory)
     finally:
         os.close(own)
+
+
+def check_cache(cache_directory: str) -> None:
+    """Whether `open_state` could use that cache directory; makes nothing. Raises UsageError, HostError."""
+    _outside_of_mounts(cache_directory)
+    own = os.path.join(cache_directory, f"mountkit-{os.getuid()}")
+    existing = own
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if existing == own:
+        os.close(_own_directory(cache_directory, os.path.basename(own), what="cache directory"))
+        return
+    try:
+        os.close(os.open(existing, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as exc:
+        raise _unusable(cache_directory, exc) from exc
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _unusable(cache_directory, PermissionError(errno.EACCES, ""))
+
+
+def _outside_of_mounts(cache_directory: str) -> None:
+    point = mountinfo.covering(mountinfo.resolve(cache_directory), mountinfo.mount_points())
+    if point is not None and point.fstype == mountinfo.FSTYPE:
+        raise UsageError(
+            f"the cache directory {cache_directory} lies inside the mount {point.directory}",
+            "choose a directory on a local disk with --cache",
+        )
 
 
 def _own_directory(parent: str, name: str, *, what: str, shown: str = "") -> int:

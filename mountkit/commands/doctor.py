@@ -1,0 +1,42 @@
+"""`mountkit doctor`, `policy`, `explain` and `self-test`: what is wrong, what is allowed, what a path is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from mountkit.commands.flags import mount_flags
+
+
+@click.command()
+@click.argument("subject", required=False, metavar="[SOURCE|NAME|DIR]")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable: one object with a list of lines.")
+@mount_flags
+def doctor(subject: str | None, as_json: bool, **flags: Any) -> None:
+    """Check this machine and, step by step, a source, a mount of mountkit.yaml or a mounted directory.
+
+    Each line is ✓ fine, ! worth knowing, or ✗ in the way of a mount, with the reason and the way out.
+    """
+    from mountkit.doctor import examine
+    from mountkit.doctor.line import Verdict, as_text
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    word = subject or ""
+    found, section = [], ""
+    for line in examine.lines(examine.subject(word, given), word, str(given.get("driver", "auto"))):
+        found.append(line)
+        if as_json:
+            continue
+        if line.section != section:
+            click.echo(("\n" if section else "") + click.style(line.section, bold=True))
+            section = line.section
+        for text in as_text(line):
+            click.echo(text)
+    faults = [line for line in found if line.verdict is Verdict.FAULT]
+    if as_json:
+        click.echo(json.dumps({"would_mount": not faults, "lines": [line.to_json() for line in found]}, indent=2))
+    if faults:
+        sys.exit(faults[0].exit_code)
