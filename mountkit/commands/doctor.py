@@ -40,3 +40,19 @@ def doctor(subject: str | None, as_json: bool, **flags: Any) -> None:
         click.echo(json.dumps({"would_mount": not faults, "lines": [line.to_json() for line in found]}, indent=2))
     if faults:
         sys.exit(faults[0].exit_code)
+
+
+@click.command()
+@click.argument("source")
+@click.option("--writable", is_flag=True, help="For a mount that may write, too.")
+def policy(source: str, writable: bool) -> None:
+    """Print the least IAM policy that a mount of SOURCE (or of that name in mountkit.yaml) needs."""
+    from mountkit import policy as policies
+    from mountkit import project
+    from mountkit.sources import parse_source
+
+    named = project.find_mount(source)
+    url = parse_source(named.source if named else source)
+    click.echo(policies.as_text(url, writable=writable))
+    encrypted = "kms:Decrypt and kms:GenerateDataKey" if writable else "kms:Decrypt"
+    click.echo(f"note: where objects are encrypted with a KMS key, the key must allow {encrypted}, too", err=True)

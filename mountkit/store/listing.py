@@ -22,7 +22,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _DOCTYPE = re.compile(rb"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 PROBE_PREFIX = b"mountkit + "
-"""A prefix whose echo shows how a server writes a space and a plus sign."""
+"""The end of a prefix whose echo shows how a server writes a space and a plus sign. It begins with the prefix that is
+listed: listing another may be forbidden."""
 _SIZE_DIGITS = 18
 """More bytes no object has, and Python refuses to read numbers of thousands of digits."""
 
@@ -82,7 +83,7 @@ def parse_page(body: bytes, request: ListRequest, plus: Plus | None = Plus.SPACE
 
 
 def parse_plus(body: bytes) -> Plus:
-    """What `+` means on this server, from its answer to a listing of PROBE_PREFIX."""
+    """What `+` means on this server, from its answer to a listing of a prefix that ends in PROBE_PREFIX."""
     echo = _text(_tree(body), "Prefix")
     # S3 and SeaweedFS's keys: `%2B+`; moto: `%2B%20`; Go's PathEscape: `+%20`. An echo without escapes says nothing.
     return Plus.ITSELF if "+" in echo and "%20" in echo else Plus.SPACE

@@ -221,9 +221,21 @@ async def test_one_forbidden_key_is_no_unreachable_bucket(catalog: Catalog) -> N
     store = bucket(b"a")
     async with listing(catalog, store) as lister:
         store.fail_next(AccessDenied("no"), call="head")
-        with pytest.raises(AccessDenied):
-            await lister.lookup(catalog.root, b"a", recent())
+        assert await lister.lookup(catalog.root, b"a", recent()) is False
         assert lister.unreachable == ""
+
+
+@in_trio
+async def test_a_head_that_is_refused_is_answered_by_the_listing(catalog: Catalog) -> None:
+    """Credentials for a prefix alone get 403 for a key that is not there, as for one they may not read."""
+    store = bucket(b"a", b"d/x")
+    async with listing(catalog, store) as lister:
+        for name, kind in ((b"d", Kind.DIRECTORY), (b"not-there", Kind.ABSENT), (b"a", Kind.FILE)):
+            store.fail_next(AccessDenied("no"), call="head")
+            assert await lister.lookup(catalog.root, name, time.time()) is False
+            known = catalog.lookup(catalog.root, name)
+            assert known is not None
+            assert known.kind is kind
 
 
 @in_trio
