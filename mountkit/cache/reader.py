@@ -13,7 +13,7 @@ from enum import Enum
 from threading import Lock
 
 from mountkit.cache.checked import CheckedFiles, Missing, WouldBlock
-from mountkit.cache.content import BLOCK_BYTES, PARTS_PER_BLOCK, ContentId, full_mask
+from mountkit.cache.content import BLOCK_BYTES, PARTS_PER_BLOCK, ContentId, blocks_in, full_mask
 from mountkit.cache.files import open_placed
 from mountkit.cache.index import IndexView, Placed
 from mountkit.cache.objects import Stamp, stamp_of
@@ -79,6 +79,12 @@ class CacheReader:
         index, bit = divmod(part, PARTS_PER_BLOCK)
         rows = self._remembered(content, index, index) or self._looked_up(content, size, index, index)
         return index in rows and bool(rows[index].parts >> bit & 1)
+
+    def held(self, content: ContentId, size: int) -> tuple[int, int]:
+        """How many parts of the object the index has, and how many whole blocks. For people: reads all of its rows."""
+        rows = self._index.blocks(content, 0, blocks_in(size) - 1)
+        whole = sum(row.parts == full_mask(size, index) for index, row in rows.items())
+        return sum(row.parts.bit_count() for row in rows.values()), whole
 
     def sealed(self, content: ContentId) -> Stamp | None:
         """The object's seal, whatever became of its file."""

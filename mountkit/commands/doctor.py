@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mountkit.commands.flags import mount_flags
+from mountkit.commands.flags import mount_flags, wrapped
 
 
 @click.command()
@@ -56,3 +56,21 @@ def policy(source: str, writable: bool) -> None:
     click.echo(policies.as_text(url, writable=writable))
     encrypted = "kms:Decrypt and kms:GenerateDataKey" if writable else "kms:Decrypt"
     click.echo(f"note: where objects are encrypted with a KMS key, the key must allow {encrypted}, too", err=True)
+
+
+@click.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable: an object of sentences.")
+def explain(path: str, as_json: bool) -> None:
+    """Say which object PATH in a mount is, what of it is cached, and why it may not be there."""
+    from mountkit import explain as explaining
+
+    found = explaining.explain(path)
+    if as_json:
+        click.echo(json.dumps(dict(found), indent=2, ensure_ascii=False))
+        return
+    width = max(len(name) for name, _ in found)
+    for name, text in found:
+        lines = wrapped(text, indent=width + 2)
+        for number, line in enumerate(lines):
+            click.echo(f"{'' if number else name:<{width}}  {line}")

@@ -19,6 +19,7 @@ from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
 from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
+from mountkit.mover.inquiry import inquire
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
 from mountkit.mover.sweeper import Sweeper
@@ -82,6 +83,7 @@ class Service:
             "warm_order": self._warm_order,
             "announce": self._announce,
             "check": self._check,
+            "inquire": self._inquire,
             "doubt": self._doubt,
             "stats": self._stats,
         }
@@ -242,6 +244,10 @@ class Service:
         """Whether the bucket answers now, for a keeper that found this mover running."""
         await trio.to_thread.run_sync(lambda: self._store.list_page(self._settings.source.prefix, limit=1))
         return {"pid": os.getpid(), "region": self._region}
+
+    async def _inquire(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        key = body["key"].encode("latin-1")
+        return await trio.to_thread.run_sync(inquire, self._store, key)
 
     async def _doubt(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         """A server could not read the catalog: is it whole?"""
