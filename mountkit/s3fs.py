@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from mountkit import __version__, errors, ipc, logs, mountinfo, places, processes
+from mountkit import __version__, about, errors, ipc, logs, mountinfo, places, processes
 from mountkit.config import MountSettings
 from mountkit.errors import MountError, MountkitError, UsageError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
@@ -117,6 +117,7 @@ class Watcher:
         state_fd = places.open_state(self.settings.cache_directory, self.settings.state_name)
         if report is not None:
             logs.to_state_directory(state_fd)
+        about.write(state_fd, self.settings)
         await self._start(check=True)
         try:
             await self._prove()

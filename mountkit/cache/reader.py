@@ -80,11 +80,15 @@ class CacheReader:
         rows = self._remembered(content, index, index) or self._looked_up(content, size, index, index)
         return index in rows and bool(rows[index].parts >> bit & 1)
 
+    def parts(self, content: ContentId, size: int) -> dict[int, int]:
+        """The bitmask of the parts that the index has, by block."""
+        return {index: row.parts for index, row in self._index.blocks(content, 0, blocks_in(size) - 1).items()}
+
     def held(self, content: ContentId, size: int) -> tuple[int, int]:
         """How many parts of the object the index has, and how many whole blocks. For people: reads all of its rows."""
-        rows = self._index.blocks(content, 0, blocks_in(size) - 1)
-        whole = sum(row.parts == full_mask(size, index) for index, row in rows.items())
-        return sum(row.parts.bit_count() for row in rows.values()), whole
+        found = self.parts(content, size)
+        whole = sum(parts == full_mask(size, index) for index, parts in found.items())
+        return sum(parts.bit_count() for parts in found.values()), whole
 
     def sealed(self, content: ContentId) -> Stamp | None:
         """The object's seal, whatever became of its file."""

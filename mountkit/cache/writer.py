@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mountkit.cache.checked import CheckedFiles, part_crcs
@@ -196,6 +197,16 @@ class CacheWriter:
         """Delete the superseded objects, orphaned files, empty segments and, over the limits, what is long unused;
         the bytes freed. Walks all files: for a worker thread in an idle moment."""
         return self._housekeeper.run(superseded)
+
+    def shrink(self, size_bytes: int) -> int:
+        """Holds the cache to `size_bytes` from now on and evicts what is longest unused at once; the bytes freed."""
+        policy = self._stock.policy
+        before = policy.limits
+        policy.limits = replace(before, size_bytes=size_bytes, idle_days=0)
+        try:
+            return self._housekeeper.run(())
+        finally:
+            policy.limits = replace(before, size_bytes=size_bytes)
 
     def is_there(self) -> bool:
         """Whether readers find the index we write."""

@@ -33,6 +33,7 @@ from mountkit.catalog.values import (
 
 _OBJECT_COLUMNS: Final = "o.id, o.key, o.etag, o.size, o.mtime_ns, o.version_id, o.storage_class, o.superseded_at"
 _OBJECT: Final = f"SELECT {_OBJECT_COLUMNS} FROM object o WHERE o.id = ?"  # noqa: S608
+_VERSIONS: Final = f"SELECT {_OBJECT_COLUMNS} FROM object o WHERE o.id > ? ORDER BY o.id LIMIT 1000"  # noqa: S608
 _DIRECTORY: Final = (
     "SELECT id, parent, name, prefix, mtime_ns, hidden, listed_at, listing_started, listing_through"
     " FROM directory WHERE id = ?"
@@ -114,6 +115,18 @@ class CatalogView:
         with self._reading as db:
             row = self._one(db, _OBJECT, object_id)
             return self._object_row(row) if row else None
+
+    def versions(self) -> Iterator[ObjectRow]:
+        """Every version that is kept, also superseded ones, page by page: no transaction lasts longer than one."""
+        last = 0
+        while True:
+            with self._reading as db:
+                rows = db.execute(_VERSIONS, (last,)).fetchall()
+                found = [self._object_row(row) for row in rows]
+            yield from found
+            if not rows:
+                return
+            last = rows[-1][0]
 
     def directory(self, directory_id: int) -> Directory | None:
         """The directory with this id, also one that is gone (its names are then unknown)."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from mountkit import errors, ipc, logs, processes
+from mountkit import about, errors, ipc, logs, processes
 from mountkit.cache.policy import Limits
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.tree import Catalog
@@ -80,6 +80,7 @@ async def _serve(channel: Channel, start: Message) -> None:
     state_fd, *rest = start.fds
     secrets_fd = rest[0] if rest else None
     logs.to_state_directory(state_fd)
+    about.write(state_fd, settings)
     processes.take_environment(secrets_fd)
     socket_path = start.body["socket"]
     if not await _take_lock(state_fd, socket_path):
@@ -119,6 +120,7 @@ async def _serve(channel: Channel, start: Message) -> None:
     finally:
         cache.close()
         catalog.close()
+        about.used_now(state_fd)
         log.info("the mover ends")
 
 

@@ -84,6 +84,7 @@ class Service:
             "announce": self._announce,
             "check": self._check,
             "inquire": self._inquire,
+            "limit": self._limit,
             "doubt": self._doubt,
             "stats": self._stats,
         }
@@ -248,6 +249,10 @@ class Service:
     async def _inquire(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         key = body["key"].encode("latin-1")
         return await trio.to_thread.run_sync(inquire, self._store, key)
+
+    async def _limit(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        """Shrinks the cache, also below what it was mounted with."""
+        return {"freed": await trio.to_thread.run_sync(self._cache.shrink, body["bytes"])}
 
     async def _doubt(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         """A server could not read the catalog: is it whole?"""
