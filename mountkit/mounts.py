@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from mountkit import drivers, errors, ipc, mountinfo, places
+from mountkit import drivers, errors, ipc, mountinfo, places, remembered
 from mountkit.config import MountSettings, store_environment
 from mountkit.errors import MountBusy, MountError, UsageError
 from mountkit.mountinfo import MountPoint
@@ -108,6 +108,7 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
     if "error" in answer:
         process.wait()
         raise errors.from_json(answer["error"])
+    remembered.remember(settings)
     return True
 
 
@@ -327,6 +328,11 @@ def _required_soon(directory: str) -> MountInfo | None:
 def unmount(directory: str, *, force: bool = False) -> None:
     """Unmounts and returns once its processes are gone. Raises MountBusy naming who holds it, UsageError."""
     resolved = mountinfo.resolve(directory)
+    _unmount(resolved, directory, force=force)
+    remembered.forget(resolved)
+
+
+def _unmount(resolved: str, directory: str, *, force: bool) -> None:
     points = [point for point in mountinfo.ours() if point.directory == resolved]
     if not points:
         raise UsageError(f"{directory} is not a mount of mountkit", "`mountkit status` lists the mounts")

@@ -73,6 +73,12 @@ def mount_lock(directory: str) -> str:
     return os.path.join(runtime_directory(), f"mounting-{digest}.lock")
 
 
+def mount_record(directory: str) -> str:
+    """The file that says how this directory was mounted."""
+    digest = hashlib.blake2b(os.fsencode(directory), digest_size=10).hexdigest()
+    return os.path.join(runtime_directory(), f"{digest}.mount")
+
+
 def mover_socket(state_path: str, uid: int | None = None) -> str:
     """The socket of the one mover that owns the state directory at `state_path`."""
     digest = hashlib.blake2b(os.fsencode(state_path), digest_size=10).hexdigest()

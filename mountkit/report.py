@@ -37,9 +37,9 @@ def as_text(info: MountInfo) -> str:
     d = info.details
     lines = [f"{info.source} at {info.directory}: {info.state}"]
     if info.state == "dead":
-        lines.append(f"  its processes are gone; `mountkit unmount {info.directory}` clears it away")
+        lines.append("  its processes are gone; `mountkit status --repair` mounts it again")
     if info.state == "unwatched":
-        lines.append("  s3fs serves it, but the process that would start it again is gone: unmount and mount it again")
+        lines.append("  s3fs serves it, but the process that would start it again is gone: `mountkit status --repair`")
     if not d:
         return "\n".join(lines)
     lines += [f"  because: {reason}" for reason in d["reasons"]]

@@ -117,8 +117,8 @@ class Watcher:
         state_fd = places.open_state(self.settings.cache_directory, self.settings.state_name)
         if report is not None:
             logs.to_state_directory(state_fd)
-        about.write(state_fd, self.settings)
         await self._start(check=True)
+        about.write(state_fd, self.settings)
         try:
             await self._prove()
             async with trio.open_nursery() as nursery:

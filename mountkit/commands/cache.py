@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -42,20 +43,21 @@ def list_(directory: str | None, as_json: bool) -> None:
     elif not found:
         click.echo("nothing is cached")
     else:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("source", "size", "objects", "last used", "in use by", "name"):
-            table.add_column(column, justify="right" if column in ("size", "objects") else "left", overflow="fold")
         for state in found:
-            used_by = "\n".join(state.used_by) or ("starting or ending" if state.busy else "")
-            source = f"{state.source or '?'}{' (s3fs)' if state.driver == 's3fs' else ''}"
-            objects = "" if state.driver == "s3fs" else f"{state.objects:,}"
-            table.add_row(source, size(state.size_bytes), objects, _when(state.last_used), used_by, state.name[:8])
-        Console(highlight=False).print(table)
-        click.echo(f"{size(sum(state.size_bytes for state in found))} in all")
+            click.echo("\n".join(_lines(state)))
+        click.echo(f"\n{size(sum(state.size_bytes for state in found))} in all")
+
+
+def _lines(state: State) -> Iterator[str]:
+    from mountkit.report import size
+
+    yield f"{state.source or 'unknown source'} ({state.name[:8]}{', s3fs' if state.driver == 's3fs' else ''})"
+    objects = "" if state.driver == "s3fs" else f" in {state.objects:,} objects"
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.last_used)) if state.last_used else "nobody knows when"
+    yield f"  {size(state.size_bytes)}{objects}, last used {when}{f', as {state.identity}' if state.identity else ''}"
+    yield from (f"  in use by {directory}" for directory in state.used_by)
+    if state.busy and not state.used_by:
+        yield "  in use by a mount that is starting or ending"
 
 
 @cache.command()
@@ -129,7 +131,3 @@ def limit(size: str, which: tuple[str, ...], directory: str | None) -> None:
             continue
         freed = states.limit(state, most)
         click.echo(f"{state.source or state.path}: {report.size(freed)} deleted")
-
-
-def _when(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) if moment else "?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
@@ -17,7 +18,7 @@ from mountkit.config import (
     mount_settings,
     parse_mount_options,
 )
-from mountkit.errors import MountkitError, UsageError
+from mountkit.errors import MountError, MountkitError, UsageError
 
 
 @click.command()
@@ -119,10 +120,14 @@ def unmount(directory: str | None, force: bool, every: bool) -> None:
 @click.command()
 @click.argument("directory", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable: a list of objects.")
-def status(directory: str | None, as_json: bool) -> None:
+@click.option("--repair", "mend", is_flag=True, help="Mount again what has died, and clear away what it left.")
+def status(directory: str | None, as_json: bool, mend: bool) -> None:
     """Show every mount of this host, or the one DIRECTORY lies in."""
     from mountkit import mounts, report
 
+    if mend:
+        _repair(directory or "")
+        return
     if directory is None:
         found = mounts.list_all()
     else:
@@ -136,6 +141,18 @@ def status(directory: str | None, as_json: bool) -> None:
         click.echo("no mounts")
     else:
         click.echo("\n\n".join(report.as_text(info) for info in found))
+
+
+def _repair(directory: str) -> None:
+    from mountkit import repair
+
+    done = list(repair.repair(directory))
+    for good, sentence in done:
+        click.echo(sentence, err=not good)
+    if not done:
+        click.echo("nothing needs to be repaired")
+    if not all(good for good, _ in done):
+        sys.exit(MountError.exit_code)
 
 
 @click.command()

@@ -80,7 +80,6 @@ async def _serve(channel: Channel, start: Message) -> None:
     state_fd, *rest = start.fds
     secrets_fd = rest[0] if rest else None
     logs.to_state_directory(state_fd)
-    about.write(state_fd, settings)
     processes.take_environment(secrets_fd)
     socket_path = start.body["socket"]
     if not await _take_lock(state_fd, socket_path):
@@ -97,6 +96,7 @@ async def _serve(channel: Channel, start: Message) -> None:
             region=start.body["region"],
         )
     )
+    about.write(state_fd, settings)
     limits = Limits(settings.cache_size_bytes, settings.cache_free_share)
     cache = CacheWriter.open(state_fd, limits, secrets.token_bytes(16))
     catalog = Catalog.open(state_fd, settings.source.prefix)
