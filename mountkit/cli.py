@@ -29,7 +29,7 @@ def cli() -> None:
 for _command in (
     *(mount.mount, mount.unmount, mount.status, mount.upgrade, mount.refresh, mount.warm),
     *(run.run, run.runs, run.logs, run.stop, run.wait, run.rerun),
-    *(doctor.doctor, doctor.policy, doctor.explain),
+    *(doctor.doctor, doctor.policy, doctor.explain, doctor.self_test),
     *(cache.cache, config.config, systemd.systemd),
 ):
     cli.add_command(_command)

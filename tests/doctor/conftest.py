@@ -44,7 +44,7 @@ class Doctor:
         merged = {**self.environment, **changed}
         environment = {name: value for name, value in merged.items() if value is not None}
         more = [] if text else ["--json"]
-        command = [sys.executable, "-m", "mountkit.cli", "doctor", *words, "--cache", str(self.base / "cache"), *more]
+        command = [sys.executable, "-m", "mountkit", "doctor", *words, "--cache", str(self.base / "cache"), *more]
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, check=False, cwd=self.base
         )
