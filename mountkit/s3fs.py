@@ -25,6 +25,7 @@ from mountkit.config import MountSettings
 from mountkit.errors import MountError, MountkitError, UsageError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
 from mountkit.serve import session
+from mountkit.serve.supervision import Supervision
 from mountkit.store.access import Access, Wallet, find_access
 from mountkit.store.opening import connect
 
@@ -45,6 +46,7 @@ def options(settings: MountSettings, access: Access, cache: str) -> list[str]:
         *("ro", "nosuid", "nodev", "subtype=mountkit", f"fsname={mountinfo.S3FS_MARK}{settings.source}"),
         *(f"url={access.endpoint}", f"endpoint={access.region}", f"use_cache={cache}"),
         f"ensure_diskfree={int(disk.f_blocks * disk.f_frsize * settings.cache_free_share) >> 20}",
+        *([] if settings.executable else ["noexec"]),
         *(f"uid={settings.uid}", f"gid={settings.gid}", f"umask={masks}", f"mp_umask={masks}"),
         f"stat_cache_expire={int(min(settings.ttl_s, _FOR_EVER_S))}",
         *("sigv4", "dbglevel=err", "retries=5", "connect_timeout=10", "readwrite_timeout=30"),
@@ -101,8 +103,8 @@ def _keys(wallet: Wallet) -> Iterator[tuple[list[str], dict[str, str], list[int]
 class Watcher:
     """One mount served by s3fs. Make it, `run` it; it returns when the mount is gone."""
 
-    def __init__(self, settings: MountSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: MountSettings, supervision: Supervision) -> None:
+        self.settings, self._supervision = settings, supervision
         self._cache = places.state_path(settings.cache_directory, settings.state_name)
         self._since = time.time()
         self._restarts = 0
@@ -200,6 +202,7 @@ class Watcher:
                     await report.send({"ready": True, "directory": self.settings.directory, "pid": os.getpid()})
                 except ChannelClosed:
                     raise MountError("the command that asked for the mount is gone") from None
+            nursery.start_soon(self._supervision.report, self.settings.directory, self._status)
             await self._until_ended()
             again = not self._stop.is_set() and self._point() is not None
             if again:
@@ -261,9 +264,11 @@ class Watcher:
     async def _stop_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for number in received:
-                log.info("signal %d: unmounting %s", number, self.settings.directory)
+                what = f"unmounting {self.settings.directory}"
+                log.info("signal %d: %s", number, what)
                 self._stop.set()
-                await trio.to_thread.run_sync(self._take_away)
+                async with self._supervision.stopping(what):
+                    await trio.to_thread.run_sync(self._take_away)
 
     def _take_away(self) -> None:
         if self._point() is not None:
@@ -274,7 +279,7 @@ class Watcher:
     async def _handle(self, request: Message, _progress: Progress) -> dict[str, Any]:
         operation = request.body.get("op")
         if operation == "status":
-            return self._status()
+            return await self._status()
         if operation == "unmount":
             force = bool(request.body.get("force"))
             if force:
@@ -284,7 +289,7 @@ class Watcher:
             return {"unmounted": True, "keeper_pid": os.getpid(), "mover_pid": 0}
         raise UsageError(f"{self.settings.directory} is served by s3fs, which knows no `{operation}`")
 
-    def _status(self) -> dict[str, Any]:
+    async def _status(self) -> dict[str, Any]:
         settings = self.settings
         return {
             "source": str(settings.source),
@@ -341,7 +346,8 @@ async def _main(channel_fd: int) -> int:
         return 1
     processes.take_environment(start.fds[0] if start.fds else None)
     foreground = bool(start.body.get("foreground"))
-    watcher = Watcher(MountSettings.from_json(start.body["settings"]))
+    supervision = Supervision.from_environment()
+    watcher = Watcher(MountSettings.from_json(start.body["settings"]), supervision)
     try:
         await watcher.run(None if foreground else channel)
     except (MountkitError, BaseExceptionGroup) as exc:
@@ -353,7 +359,7 @@ async def _main(channel_fd: int) -> int:
         else:
             with contextlib.suppress(ChannelClosed):
                 await channel.send({"error": error.to_json()})
-        return error.exit_code
+        return supervision.failed(error)
     return 0
 
 

@@ -59,15 +59,20 @@ class Supervision:
         return TEMPORARY_FAILURE
 
     async def attend(self, kept: KeptSession, status: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-        """Leaves the session with the manager, reports ready, and from then on how the mount is, until cancelled.
+        """Leaves the session with the manager, then as `report`."""
+        if self._manager is None:
+            return
+        if self._kept is None:
+            kept_session.keep(self._manager, kept)
+        await self.report(kept.session.directory, status)
+
+    async def report(self, directory: str, status: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """Reports ready, and from then on how the mount is, until cancelled.
 
         The watchdog hears from us only while another process gets answers from the mount.
         """
         if self._manager is None:
             return
-        directory = kept.session.directory
-        if self._kept is None:
-            kept_session.keep(self._manager, kept)
         self._manager.tell("READY=1", f"STATUS={summary(await status())}")
         period_s = min(_PERIOD_S, (self._manager.watchdog_s or _PERIOD_S) / 3)
         while True:
@@ -135,7 +140,8 @@ def summary(status: dict[str, Any]) -> str:
     if status["reasons"]:
         return one_line(f"{text}: {'; '.join(status['reasons'])}")
     used = f", {cache['bytes_used'] / 1e9:.1f} GB cached" if cache else ""
-    return one_line(f"{text}, {reads['opens']} opens{used}")
+    opens = f", {reads['opens']} opens" if reads else ""  # s3fs counts nothing
+    return one_line(f"{text}{opens}{used}")
 
 
 async def _answers(directory: str, patience_s: float) -> bool:

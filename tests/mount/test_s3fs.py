@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,27 @@ def test_a_run_reads_a_mount_that_s3fs_serves(bucket: Bucket, mountkit: CommandL
     assert result.code == 0, result.err
     assert result.out == "by s3fs\n"
     wait_until(lambda: not mountkit.processes())
+
+
+def test_as_a_unit_it_is_ready_when_the_mount_answers_and_ends_in_order(bucket: Bucket, mountkit: CommandLine) -> None:
+    bucket.put("x", b"x")
+    root = mountkit.base / "m"
+    root.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(30)
+        manager.bind(str(mountkit.base / "notify"))
+        words = ("mount", bucket.source, str(root), "--cache", str(mountkit.cache), *_S3FS, "--foreground")
+        unit = subprocess.Popen(
+            [sys.executable, "-m", "mountkit", *words],
+            env={**mountkit.environment, "NOTIFY_SOCKET": str(mountkit.base / "notify"), "WATCHDOG_USEC": "600000"},
+        )
+        mountkit.mounted.append(root)
+        told = [manager.recv(4096).decode() for _ in range(2)]
+        assert told[0].startswith("READY=1\nSTATUS=s3://data")
+        assert told[1].startswith("WATCHDOG=1")
+        assert (root / "x").read_bytes() == b"x"
+        unit.terminate()
+        wait_until(lambda: manager.recv(4096).startswith(b"STOPPING=1"))
+        assert unit.wait(timeout=20) == 0
+    mountkit.mounted.remove(root)
+    assert not [point for point in mountinfo.ours() if point.directory == str(root)]
