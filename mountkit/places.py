@@ -134,6 +134,17 @@ def _outside_of_mounts(cache_directory: str) -> None:
         )
 
 
+def stand_in_path(name: str) -> str:
+    """Where the catalog of the state directory `name` lies while its disk does not take it."""
+    return os.path.join(ensure_memory_directory(), f"state-{name}")
+
+
+def open_stand_in(name: str) -> int:
+    """A descriptor of that directory, made 0700 where missing. Raises HostError."""
+    path = stand_in_path(name)
+    return _own_directory(os.path.dirname(path), os.path.basename(path), what="directory")
+
+
 def _own_directory(parent: str, name: str, *, what: str, shown: str = "") -> int:
     shown = shown or os.path.join(parent, name)
     try:

@@ -112,6 +112,13 @@ class CacheReader:
             return NotSealed.NEEDS_VERIFY
         return SealedFile(fd, stamp)
 
+    def move(self, directory_fd: int) -> None:
+        """Reads the cache in another directory from now on."""
+        os.dup2(directory_fd, self._root, inheritable=False)
+        self._files.close()
+        with self._lock:
+            self._rows.clear()
+
     def drop_deleted(self) -> None:
         """Close files that were deleted meanwhile, so that the disk gets their space back; for a timer."""
         self._files.drop_deleted()

@@ -24,7 +24,7 @@ from mountkit.cache.content import (
     parts_of_block,
     runs,
 )
-from mountkit.cache.faults import cache_full, translated
+from mountkit.cache.faults import CacheBroken, CacheFull, cache_full, disk_full, translated
 from mountkit.cache.housekeeping import Housekeeper
 from mountkit.cache.index import NOWHERE, OWN_FILE
 from mountkit.cache.index_writer import BlockRow
@@ -104,6 +104,8 @@ class CacheWriter:
         stock = self._stock
         moment = stock.index.moment
         if not stock.policy.admits(view.nbytes):
+            if stock.policy.disk_is_full():
+                raise disk_full(f"{stock.policy.free_bytes()} bytes are free, and a share of it is to stay free")
             raise cache_full("its size limit or the free share of its disk is reached")
         crcs = part_crcs(view)
         try:
@@ -211,6 +213,18 @@ class CacheWriter:
     def is_there(self) -> bool:
         """Whether readers find the index we write."""
         return self._stock.index.is_there()
+
+    def works(self) -> bool:
+        """Whether the disk takes bytes and rows right now, tried; for when it did not. Blocks on the disk."""
+        stock = self._stock
+        if not stock.policy.admits(BLOCK_BYTES):
+            return False
+        try:
+            stock.objects.prove()
+            stock.index.put_meta(proof=1)
+        except (OSError, CacheFull, CacheBroken):
+            return False
+        return True
 
     def usage(self) -> CacheUsage:
         """How full the cache is. Counts the objects in the index: 0.1 s for a million."""

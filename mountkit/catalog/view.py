@@ -79,6 +79,11 @@ class CatalogView:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} generation={self._base >> 32} prefix={self._prefix!r}>"
 
+    def move(self, directory_fd: int) -> None:
+        """Reads the catalog in another directory from now on."""
+        os.dup2(directory_fd, self._fd, inheritable=False)
+        self._disconnect()
+
     def close(self) -> None:
         """Lets go of the file. Twice is fine."""
         self._disconnect()

@@ -10,11 +10,11 @@ from typing import Any
 
 import trio
 
-from mountkit.cache.faults import CacheBroken, CacheFull
+from mountkit.cache.faults import CacheBroken, CacheFull, DiskFull
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
-from mountkit.catalog.values import CatalogLost, Kind, ObjectRow
+from mountkit.catalog.values import CatalogLost, CatalogUnavailable, Kind, ObjectRow
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
@@ -69,7 +69,7 @@ class Service:
         self.retired = trio.Event()
         """Set by a keeper that wants another mover, with the code that is installed now."""
         self.lost = trio.Event()
-        """Set when catalog or cache were deleted or damaged under us: the next mover begins them anew."""
+        """Set when catalog or cache cannot be used any more: the next mover begins them anew, or elsewhere."""
         self._operations: dict[str, Callable[[dict[str, Any], Progress], Awaitable[Message | dict[str, Any]]]] = {
             "lookup": self._lookup,
             "list": self._list,
@@ -96,9 +96,10 @@ class Service:
             raise UsageError(f"the mover does not know `{request.body.get('op')}`")
         try:
             return await operation(request.body, progress)
-        except CatalogLost as exc:
+        except CatalogUnavailable as exc:
             self._lose(str(exc))
-            raise
+            # Not answered: we end, and whoever asked sends it again, to the mover that follows.
+            return await trio.sleep_forever()
 
     # ---- the tree ------------------------------------------------------------------------------------------
     async def _lookup(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
@@ -140,6 +141,7 @@ class Service:
         wanted = self._wanted(body["object"])
         offset, length = body["offset"], body["length"]
         parts = parts_of(offset, length)
+        around_cache = False
         if body.get("bad"):
             log.warning("cached bytes of %r are not what was written; fetching them again", wanted.row.key)
             self._errors += 1
@@ -149,11 +151,16 @@ class Service:
                 )
             except (CacheFull, CacheBroken) as exc:
                 self._cache_trouble(exc)
+                around_cache = True  # it cannot even forget them
         if wanted.row.size > _FIRST_PARTS * 128 * 1024:
             self._read_ahead(wanted, offset, length)
-        await self.fetcher.need(wanted, parts, Priority.DEMAND)
-        if body.get("inline") or self.fetcher.keeps_apart(wanted, parts):
+        inline = body.get("inline")
+        await self.fetcher.need(wanted, parts, Priority.DEMAND, around_cache=around_cache)
+        if inline or self.fetcher.keeps_apart(wanted, parts):
             data = self.fetcher.gather(wanted, offset, length)
+            if data is None and inline:  # the cache says that it has what it cannot give
+                await self.fetcher.need(wanted, parts, Priority.DEMAND, around_cache=True)
+                data = self.fetcher.gather(wanted, offset, length)
             if data is not None:
                 return Message({}, data)
         return {}
@@ -275,7 +282,7 @@ class Service:
 
     def _lose(self, why: str) -> None:
         if not self.lost.is_set():
-            log.warning("%s: they are begun anew", why)
+            log.warning("%s: another mover begins anew", why)
         self.lost.set()
 
     async def _stats(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
@@ -284,6 +291,10 @@ class Service:
             usage = asdict(await trio.to_thread.run_sync(self._cache.usage))
         except (CacheFull, CacheBroken) as exc:
             self._cache_trouble(exc)
+        if self._trouble:
+            works: bool = await trio.to_thread.run_sync(self._cache.works)
+            if works:
+                self._mended()
         queue = self._queue.statistics()
         reasons = [text for text in (self.lister.unreachable or self._store.trouble, self._trouble) if text]
         return {
@@ -305,16 +316,20 @@ class Service:
             log.warning("fetching failed: %s", self._last_error)
 
     def _cache_trouble(self, error: Exception) -> None:
-        if isinstance(error, CacheBroken):
+        if isinstance(error, CacheBroken | DiskFull):
             if not self._trouble:
                 log.warning("the cache takes no more: %s; reading goes on without it", error)
             self._trouble = f"the cache takes no more: {error}"
 
     def _landed(self, kept: bool) -> None:
         self.lister.answered()
-        if kept and self._trouble:
+        if kept:
+            self._mended()
+
+    def _mended(self) -> None:
+        if self._trouble:
             log.warning("the cache works again")
-            self._trouble = ""
+        self._trouble = ""
 
 
 async def _silent(_: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from mountkit import __version__, ipc, logs, processes
+from mountkit import __version__, ipc, processes
 from mountkit.config import MountSettings
 from mountkit.errors import MountError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
@@ -19,6 +19,7 @@ from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
 from mountkit.serve.session import Session
 from mountkit.serve.shared import SharedMemory
+from mountkit.serve.state import StateDirectory
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,14 @@ class Control:
     def __init__(
         self,
         settings: MountSettings,
-        state_path: str,
+        state: StateDirectory,
         mounted: Session,
         servers: ServerPool,
         mover: MoverHost,
         shared: SharedMemory,
     ) -> None:
         self.settings, self.mounted = settings, mounted
-        self._state_path, self._servers, self._mover, self._shared = state_path, servers, mover, shared
+        self._directory, self._servers, self._mover, self._shared = state, servers, mover, shared
         self._since = time.time()
         self.state = "starting"
         self.stop = trio.Event()
@@ -128,6 +129,8 @@ class Control:
         """Everything about this mount, as `mountkit status --json` shows it."""
         mover, reasons = await self._mover.statistics()
         reasons += self._servers.troubles()
+        if self._directory.trouble:
+            reasons.insert(0, f"the cache directory cannot be used: {self._directory.trouble}")
         counters = self._shared.total()
         state = "degraded" if self.state == "ok" and reasons else self.state
         reads = {name: getattr(counters, name) for name in counters.__slots__}
@@ -141,8 +144,8 @@ class Control:
             "server_pids": self._servers.pids(),
             "mover_pid": self._mover.pid,
             "cache_directory": self.settings.cache_directory,
-            "state_directory": self._state_path,
-            "log": logs.place(os.path.join(self._state_path, logs.FILE_NAME)),
+            "state_directory": self._directory.path,
+            "log": logs.place(self._directory.log_path),
             "unit": os.environ.get("MOUNTKIT_UNIT", ""),
             "unit_manager": os.environ.get("MOUNTKIT_MANAGER", "system") if os.environ.get("MOUNTKIT_UNIT") else "",
             "device": self.mounted.device,

@@ -8,13 +8,15 @@ inodes: the kernel cannot read one inode through us and through a backing file a
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import logging
 import math
 import stat
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import trio
@@ -46,6 +48,13 @@ class FileSystemError(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(errno.errorcode.get(number, str(number)))
         self.errno = number
+
+
+class NotNow(FileSystemError):
+    """The catalog cannot be read at this moment: it is being begun anew, or moved. Ask again."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO)
 
 
 class Found(NamedTuple):
@@ -99,6 +108,10 @@ class InputFileSystem:
         self._file_mode = stat.S_IFREG | (0o444 & ~show.umask)
         self._directory_mode = stat.S_IFDIR | (0o555 & ~show.umask)
 
+    def show_sealed(self, really: bool) -> None:
+        """Whether files that are sealed show as such from now on, to be opened natively."""
+        self._show = replace(self._show, passthrough=really)
+
     # ---- lookup, getattr -----------------------------------------------------------------------------------
     def lookup_now(self, parent: int, name: bytes, *, fresh_after: float | None = None) -> Found | None:
         """What `name` in `parent` is, if it is known freshly enough; by default as the TTL asks."""
@@ -107,7 +120,7 @@ class InputFileSystem:
             fresh_after = now - self._show.ttl_s
         try:
             known = self._view.lookup(self._directory_id(parent), name)
-        except CatalogUnavailable:
+        except (CatalogUnavailable, NotNow):
             self._doubted.set()
             return None
         if known is None or known.as_of < fresh_after:
@@ -128,10 +141,11 @@ class InputFileSystem:
         text, fresh = name.decode("latin-1"), max(0.0, fresh)
         with trio.move_on_after(self._show.metadata_budget_s):
             while True:
-                await self._ask("lookup", parent=self._directory_id(parent), name=text, fresh=fresh)
-                found = self.lookup_now(parent, name, fresh_after=0.0)
-                if found is not None:
-                    return found
+                with contextlib.suppress(NotNow):
+                    await self._ask("lookup", parent=self._directory_id(parent), name=text, fresh=fresh)
+                    found = self.lookup_now(parent, name, fresh_after=0.0)
+                    if found is not None:
+                        return found
                 await trio.sleep(_AGAIN_S)  # the catalog is being begun anew
         raise FileSystemError(errno.EIO)
 
@@ -153,8 +167,7 @@ class InputFileSystem:
                 return self._directory_attributes(directory.id, directory), self._show.ttl_s
             return self._file_attributes(self._file(inode), sealed=False), math.inf
         except CatalogUnavailable:
-            self._doubted.set()
-            raise FileSystemError(errno.EIO) from None
+            raise self._not_now() from None
 
     # ---- directories ---------------------------------------------------------------------------------------
     def entries_now(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry] | None:
@@ -162,7 +175,7 @@ class InputFileSystem:
         now = time.time()
         try:
             page = self._view.page(self._directory_id(inode), cookie, _PAGE, fresh_after)
-        except CatalogUnavailable:
+        except (CatalogUnavailable, NotNow):
             self._doubted.set()
             return None
         except (StaleCookie, KeyError):
@@ -185,13 +198,18 @@ class InputFileSystem:
 
     async def entries(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry]:
         """As entries_now, waiting for the listing to advance. Raises FileSystemError."""
-        for _ in range(_ATTEMPTS):
-            answer = await self._ask("list", directory=self._directory_id(inode), cookie=cookie, fresh=fresh_after)
-            if answer.body.get("stale"):
-                fresh_after = 0.0
-            found = self.entries_now(inode, cookie, fresh_after=fresh_after)
-            if found is not None:
-                return found
+        with trio.move_on_after(self._show.metadata_budget_s):
+            for attempt in itertools.count():
+                if attempt >= _ATTEMPTS:
+                    await trio.sleep(_AGAIN_S)  # the catalog is being begun anew
+                with contextlib.suppress(NotNow):
+                    ident = self._directory_id(inode)
+                    answer = await self._ask("list", directory=ident, cookie=cookie, fresh=fresh_after)
+                    if answer.body.get("stale"):
+                        fresh_after = 0.0
+                    found = self.entries_now(inode, cookie, fresh_after=fresh_after)
+                    if found is not None:
+                        return found
         raise FileSystemError(errno.EIO)
 
     def fresh_after(self) -> float:
@@ -279,8 +297,7 @@ class InputFileSystem:
             if self._view.directory(self._directory_id(inode)) is not None:
                 return {}
         except CatalogUnavailable:
-            self._doubted.set()
-            raise FileSystemError(errno.EIO) from None
+            raise self._not_now() from None
         row = self._file(inode).row
         found = {
             b"user.s3.key": row.key,
@@ -300,7 +317,21 @@ class InputFileSystem:
             raise FileSystemError(exc.errno) from exc
 
     def _directory_id(self, inode: int) -> int:
-        return self._view.root if inode == ROOT else inode
+        if inode != ROOT:
+            return inode
+        try:
+            return self._view.root
+        except CatalogUnavailable:
+            raise self._not_now() from None
+
+    def _not_now(self) -> NotNow:
+        self._doubted.set()
+        return NotNow()
+
+    @property
+    def patience_s(self) -> float:
+        """How long a request may wait for the catalog to be there again."""
+        return self._show.metadata_budget_s
 
     def _file(self, inode: int) -> _File:
         ident = inode & ~SEALED_BIT
@@ -309,8 +340,7 @@ class InputFileSystem:
             try:
                 row = self._view.object(ident)
             except CatalogUnavailable:
-                self._doubted.set()
-                raise FileSystemError(errno.EIO) from None
+                raise self._not_now() from None
             if row is None:
                 raise FileSystemError(errno.ESTALE)
             file = self._remember(row)
@@ -322,8 +352,7 @@ class InputFileSystem:
         try:
             row = self._view.object(ident)
         except CatalogUnavailable:
-            self._doubted.set()
-            raise FileSystemError(errno.EIO) from None
+            raise self._not_now() from None
         if row is None or row.superseded_at is not None:
             raise FileSystemError(errno.ESTALE)
         return self._remember(row)

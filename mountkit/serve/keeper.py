@@ -29,6 +29,7 @@ from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
 from mountkit.serve.session import Session
 from mountkit.serve.shared import SharedMemory
+from mountkit.serve.state import StateDirectory
 from mountkit.serve.supervision import Supervision
 
 log = logging.getLogger(__name__)
@@ -56,13 +57,13 @@ class Keeper:
         session.check_host(allow_other=self.settings.allow_other)
         places.ensure_runtime_directory()
         with contextlib.ExitStack() as stack:
-            state_fd = places.open_state(self.settings.cache_directory, self.settings.state_name)
-            stack.callback(os.close, state_fd)
+            state = StateDirectory.open(self.settings)
+            stack.callback(state.close)
             if report is not None:
-                logs.to_state_directory(state_fd)
+                logs.to_state_directory(state.fd)
             shared_fd = SharedMemory.create()
             stack.callback(os.close, shared_fd)
-            self._prepare(state_fd, shared_fd)
+            self._prepare(state, shared_fd)
             async with trio.open_nursery() as nursery:
                 self._servers.prestart()  # they import while the mover asks the bucket
                 try:
@@ -87,10 +88,12 @@ class Keeper:
         `heir` leads to the server that started us: it waits for our control socket, to join. Neither the mover nor the
         bucket is waited for: both may be away while the servers answer from the cache.
         """
-        fuse_fd, shared_fd, state_fd, *_secrets = start.fds
+        fuse_fd, shared_fd, state_fd, catalog_fd, *_secrets = start.fds
         body = start.body["adopt"]
-        logs.to_state_directory(state_fd)
-        self._prepare(state_fd, shared_fd, body["region"])
+        stand_in = str(body["stand_in"])
+        state = StateDirectory(self.settings, state_fd, stand_in_fd=catalog_fd if stand_in else None, trouble=stand_in)
+        logs.to_state_directory(catalog_fd)
+        self._prepare(state, shared_fd, body["region"])
         mounted = Session(fuse_fd, bytes.fromhex(body["init"]), self.settings.directory, body["device"])
         if not session.is_connected(fuse_fd):
             raise MountError("the session has ended")
@@ -103,8 +106,7 @@ class Keeper:
 
     async def resume(self, kept: KeptSession) -> None:
         """Goes on with a session that systemd kept, whose processes are all gone. Does not wait for the bucket."""
-        state_fd = places.open_state(self.settings.cache_directory, self.settings.state_name)
-        self._prepare(state_fd, kept.shared_fd, kept.region)
+        self._prepare(StateDirectory.open(self.settings), kept.shared_fd, kept.region)
         async with trio.open_nursery() as nursery:
             self._servers.prestart()
             await nursery.start(functools.partial(self._mover.run, check=False))
@@ -114,13 +116,17 @@ class Keeper:
                 nursery.cancel_scope.cancel()
 
     # ---- start ---------------------------------------------------------------------------------------------
-    def _prepare(self, state_fd: int, shared_fd: int, region: str = "") -> None:
-        path = places.state_path(self.settings.cache_directory, self.settings.state_name)
-        self._state_path, self._shared_fd = path, shared_fd
-        self._mover = MoverHost(self.settings, places.mover_socket(path), state_fd, self._secrets_fd, region)
+    def _prepare(self, state: StateDirectory, shared_fd: int, region: str = "") -> None:
+        self._state, self._shared_fd = state, shared_fd
+        self._mover = MoverHost(self.settings, state, self._secrets_fd, region)
         self._shared = SharedMemory(shared_fd)
-        inherited = [shared_fd, state_fd] + ([] if self._secrets_fd is None else [self._secrets_fd])
-        self._servers = ServerPool(self.settings.servers, inherited)
+        self._servers = ServerPool(self.settings.servers, self._inherited)
+
+    def _inherited(self) -> tuple[dict[str, Any], list[int]]:
+        """What a server is handed besides the session: its own needs, and what the next keeper will need."""
+        secrets = [] if self._secrets_fd is None else [self._secrets_fd]
+        fds = [self._shared_fd, self._state.fd, self._state.catalog_fd, *secrets]
+        return {"stand_in": self._state.trouble}, fds
 
     async def _mount_unless_given_up(self, nursery: trio.Nursery, report: Channel | None) -> Session:
         """The session, once the bucket has answered. Raises MountError as soon as nobody waits for it any more."""
@@ -157,9 +163,7 @@ class Keeper:
         self, nursery: trio.Nursery, mounted: Session, report: Channel | None, adopted: dict[str, Any] | None = None
     ) -> None:
         self._mounted = mounted
-        control = self._control = Control(
-            self.settings, self._state_path, mounted, self._servers, self._mover, self._shared
-        )
+        control = self._control = Control(self.settings, self._state, mounted, self._servers, self._mover, self._shared)
         socket_path = places.keeper_socket(mounted.device)
         async with contextlib.AsyncExitStack() as stack:
             # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's.
@@ -356,7 +360,7 @@ async def _in_foreground(settings: MountSettings, secrets_fd: int | None) -> int
 
 async def _adopt(start: Message, channel: Channel) -> int:
     settings = MountSettings.from_json(start.body["adopt"]["settings"])
-    keeper = Keeper(settings, secrets_fd=start.fds[3] if len(start.fds) > 3 else None)
+    keeper = Keeper(settings, secrets_fd=start.fds[4] if len(start.fds) > 4 else None)
     try:
         await keeper.adopt(start, channel)
     except (MountkitError, BaseExceptionGroup) as exc:

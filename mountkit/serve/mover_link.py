@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -23,8 +24,17 @@ _OPENED_S = 0.01
 class MoverLink:
     """Connects when first used, again whenever the connection broke. One task must run `run`."""
 
-    def __init__(self, socket_path: str, hello: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        socket_path: str,
+        hello: dict[str, Any] | None = None,
+        *,
+        on_place: Callable[[Message], None] | None = None,
+    ) -> None:
+        """`on_place` is called for every connection, before anything is asked over it: where this mover has catalog
+        and cache. It closes the message's descriptors."""
         self._path = socket_path
+        self._on_place = on_place
         self._hello = hello
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[trio.Event, list[Message | None]]] = {}
@@ -52,6 +62,9 @@ class MoverLink:
             try:
                 if self._hello:
                     await channel.send(self._hello)
+                if self._on_place:
+                    await channel.send({"op": "place", "id": 0})
+                    self._on_place(await channel.receive())
                 self._channel = channel
                 self._connected.set()
                 while True:

@@ -18,13 +18,14 @@ import trio
 from mountkit.cache.checked import Missing
 from mountkit.catalog.values import SEALED_BIT
 from mountkit.serve import messages, session
-from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem
+from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem, NotNow
 from mountkit.serve.shared import IN_FLIGHT_PLACES, BackingTableFull, SharedMemory
 from mountkit.serve.wire import RawHandler, Wire
 
 log = logging.getLogger(__name__)
 _SIGKILL_BIT = 1 << 8
 _LISTINGS = 1024
+_AGAIN_S = 0.1
 _PLAIN = messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH
 """A handle read through us: its pages stay (an inode is one version), and it has nothing to flush."""
 
@@ -195,6 +196,15 @@ class Responder:
             self._count.requests += 1
             try:
                 operation(unique, inode, pid, length)
+            except NotNow:
+                request = bytes(memoryview(self._wire.buffer)[:length])
+
+                async def again() -> None:
+                    # The request lies in the buffer again while the operation is begun, and not longer.
+                    self._wire.buffer[: len(request)] = request
+                    operation(unique, inode, pid, length)
+
+                self._start(unique, pid, again)
             except Exception as exc:
                 self._fail(unique, exc)
 
@@ -221,16 +231,28 @@ class Responder:
             self._waiting[unique] = pid, scope
             self._somebody_waits.set()
             try:
-                await wait()
+                await self._patiently(wait)
             except Exception as exc:
                 self._fail(unique, exc)
             finally:
-                self._waiting.pop(unique, None)
+                if self._waiting.get(unique, (0, None))[1] is scope:  # an operation begun again may wait by now
+                    del self._waiting[unique]
         if scope.cancelled_caught:
             self._wire.send(messages.failed(unique, errno.EINTR))
         if place:
             self._shared.store_in_flight(self._slot, place, 0)
             self._places.append(place)
+
+    async def _patiently(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Repeats what fails only because the catalog cannot be read at this moment, within its budget."""
+        deadline = trio.current_time() + self._files.patience_s
+        while True:
+            try:
+                return await wait()
+            except NotNow:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(_AGAIN_S)
 
     async def _watch_callers(self) -> None:
         """Once a second looks whether somebody who waits is being killed, and lets him go."""

@@ -19,13 +19,14 @@ from mountkit import logs, processes
 from mountkit.cache.reader import CacheReader
 from mountkit.catalog.view import CatalogView
 from mountkit.config import MountSettings
-from mountkit.ipc import Channel, ChannelClosed
+from mountkit.ipc import Channel, ChannelClosed, Message
 from mountkit.serve import fuse, succession
 from mountkit.serve.input_fs import InputFileSystem, Presentation
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.responder import Responder
 from mountkit.serve.server_pool import MISMATCH
 from mountkit.serve.shared import SharedMemory
+from mountkit.serve.state import adopt_directory
 from mountkit.serve.wire import InitMismatch, Wire
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,10 @@ async def _main(channel_fd: int) -> int:
         start = await channel.receive()
     except ChannelClosed:
         return SESSION_ENDED
-    fuse_fd, shared_fd, state_fd, *_secrets = start.fds  # the credentials are only kept for the next keeper
+    fuse_fd, shared_fd, state_fd, catalog_fd, *_secrets = start.fds  # credentials are only kept for the next keeper
     body = start.body
     settings = MountSettings.from_json(body["settings"])
-    logs.to_state_directory(state_fd)
+    logs.to_state_directory(catalog_fd)
     shared = SharedMemory(shared_fd)
     slot = int(body["slot"])
     counters = shared.counters(slot)
@@ -77,13 +78,26 @@ async def _main(channel_fd: int) -> int:
         settings.gid,
         settings.umask,
         settings.ttl_s,
-        body["passthrough"],
+        body["passthrough"] and not body["stand_in"],  # a disk that fails is read through us, who can go around it
         settings.data_budget_s,
         settings.metadata_budget_s,
     )
-    mover = MoverLink(body["mover_socket"])
-    cache = CacheReader.open(state_fd)
-    files = InputFileSystem(CatalogView.open(state_fd), cache, mover, show, counters)
+    view, cache = CatalogView.open(catalog_fd), CacheReader.open(state_fd)
+
+    def follow(place: Message) -> None:
+        """Reads where this mover writes, and keeps the descriptors for the next keeper."""
+        body["stand_in"] = place.body["stand_in"]
+        if adopt_directory(place.fds[0], state_fd):
+            cache.move(state_fd)
+        if adopt_directory(place.fds[1], catalog_fd):
+            view.move(catalog_fd)
+            logs.to_state_directory(catalog_fd)
+        for fd in place.fds:
+            os.close(fd)
+        files.show_sealed(body["passthrough"] and not body["stand_in"])
+
+    mover = MoverLink(body["mover_socket"], on_place=follow)
+    files = InputFileSystem(view, cache, mover, show, counters)
     responder = Responder(wire, files, shared, slot)
     wire.answer_raw(responder.handlers())
     # Not `fuse_fd` itself: under that number libfuse finds a socket while it is handed a request.

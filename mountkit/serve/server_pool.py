@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -51,11 +52,11 @@ class _Server:
 class ServerPool:
     """`count` slots. `session_ended` is set when a server says the kernel ended the session."""
 
-    def __init__(self, count: int, fds: list[int]) -> None:
-        """`fds`: shared memory and state directory, which every server gets besides the FUSE descriptor."""
+    def __init__(self, count: int, inherited: Callable[[], tuple[dict[str, Any], list[int]]]) -> None:
+        """`inherited`: words and descriptors that a server gets besides the session, as they are now."""
         self.session_ended = trio.Event()
         self.restarts = 0
-        self._count, self._fds = count, fds
+        self._count, self._inherited = count, inherited
         self._servers: dict[int, _Server] = {}
         self._spare: dict[int, _Server] = {}
         """Started to take the place of a server that is ended by order."""
@@ -65,6 +66,7 @@ class ServerPool:
         self._unfit: dict[int, str] = {}
         self._shape: list[int] | None = None
         self._stopping = False
+        self._replacing = trio.Lock()
 
     def prestart(self) -> None:
         """Starts the processes, which import and wait for the `serve` message."""
@@ -81,14 +83,15 @@ class ServerPool:
 
     async def replace_all(self) -> None:
         """Puts a new process into every slot, one after the other; readers go on. Raises MountError if one does not."""
-        for slot in range(self._count):
-            spare = self._spare[slot] = self._spawn()  # it imports while the old one still serves
-            await trio.sleep(_IMPORT_S)
-            self._servers[slot].watched.kill()
-            with trio.move_on_after(_READY_S):
-                await spare.up.wait()
-                continue
-            raise MountError(f"server {slot} was not replaced within {_READY_S:g} s", "the mount's log may say why")
+        async with self._replacing:
+            for slot in range(self._count):
+                spare = self._spare[slot] = self._spawn()  # it imports while the old one still serves
+                await trio.sleep(_IMPORT_S)
+                self._servers[slot].watched.kill()
+                with trio.move_on_after(_READY_S):
+                    await spare.up.wait()
+                    continue
+                raise MountError(f"server {slot} was not replaced within {_READY_S:g} s", "the mount's log may say why")
 
     def kill(self) -> None:
         """Ends all servers at once; they have nothing to lose."""
@@ -173,10 +176,11 @@ class ServerPool:
     async def _begin(self, slot: int, *, first: bool = False) -> None:
         """Sends the `serve` message and waits until the server has negotiated."""
         server = self._servers[slot]
-        body = {**self._start, "slot": slot, "first": first, "shape": self._shape}
+        words, fds = self._inherited()
+        body = {**self._start, **words, "slot": slot, "first": first, "shape": self._shape}
         with trio.move_on_after(_READY_S):
             try:
-                await server.channel.send(body, fds=[self._fuse_fd, *self._fds])
+                await server.channel.send(body, fds=[self._fuse_fd, *fds])
                 answer = await server.channel.receive()
             except ChannelClosed:
                 if self._shape is None:
