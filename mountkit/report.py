@@ -47,7 +47,8 @@ def as_text(info: MountInfo) -> str:
         return "\n".join([*lines, *_s3fs_lines(d)])
     reads, cache, requests, restarts = d["reads"], d["cache"], d["requests"], d["restarts"]
     servers = " ".join(map(str, d["server_pids"]))
-    lines.append(f"  processes  keeper {d['keeper_pid']}, servers {servers}, mover {d['mover_pid']}")
+    memory = f"; {size(d['memory_bytes'])} of memory" if d.get("memory_bytes") else ""
+    lines.append(f"  processes  keeper {d['keeper_pid']}, servers {servers}, mover {d['mover_pid']}{memory}")
     if any(restarts.values()):
         lines.append(f"  restarts   servers {restarts['server']}, mover {restarts['mover']}")
     native = "on" if d["passthrough"] else f"off: {d['passthrough_reason']}"

@@ -226,6 +226,7 @@ class Lister:
     # ---- listings ------------------------------------------------------------------------------------------
     async def list_beyond(self, directory: int, cookie: int, fresh_after: float) -> bool:
         """Returns once readers can page on after `cookie`; True if only an older listing could be had."""
+        fresh_after = min(fresh_after, time.time())  # a clock set back must not ask for listings of the future
         while True:
             try:
                 page = self._catalog.page(directory, cookie, 1, fresh_after)

@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 
+from mountkit import processes
 from mountkit.cache.faults import CacheBroken, CacheFull, DiskFull
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.lister import Lister
@@ -299,6 +300,7 @@ class Service:
         reasons = [text for text in (self.lister.unreachable or self._store.trouble, self._trouble) if text]
         return {
             "pid": os.getpid(),
+            "pss_bytes": processes.pss_bytes(),
             "degraded": reasons,
             "cache": usage,
             "requests": asdict(self._store.statistics()),

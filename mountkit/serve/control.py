@@ -143,6 +143,7 @@ class Control:
             "keeper_pid": os.getpid(),
             "server_pids": self._servers.pids(),
             "mover_pid": self._mover.pid,
+            "memory_bytes": processes.pss_bytes() + int(mover.get("pss_bytes", 0)) + reads.pop("pss_bytes"),
             "cache_directory": self.settings.cache_directory,
             "state_directory": self._directory.path,
             "log": logs.place(self._directory.log_path),

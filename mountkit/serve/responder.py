@@ -166,7 +166,7 @@ class Responder:
             self._listing_started[inode] = self._files.fresh_after()
             if len(self._listing_started) > _LISTINGS:
                 del self._listing_started[next(iter(self._listing_started))]
-        fresh_after = self._listing_started[inode]
+        fresh_after = min(self._listing_started[inode], self._files.fresh_after())  # the clock may have been set back
 
         def answer(entries: list[DirectoryEntry]) -> None:
             pieces, room = [], size

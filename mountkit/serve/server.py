@@ -25,13 +25,14 @@ from mountkit.serve.input_fs import InputFileSystem, Presentation
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.responder import Responder
 from mountkit.serve.server_pool import MISMATCH
-from mountkit.serve.shared import SharedMemory
+from mountkit.serve.shared import ServerCounters, SharedMemory
 from mountkit.serve.state import adopt_directory
 from mountkit.serve.wire import InitMismatch, Wire
 
 log = logging.getLogger(__name__)
 SESSION_ENDED = 0
 _DROP_DELETED_S = 30.0
+_MEASURE_S = 5.0
 
 
 async def _main(channel_fd: int) -> int:
@@ -83,17 +84,11 @@ async def _main(channel_fd: int) -> int:
         settings.metadata_budget_s,
     )
     view, cache = CatalogView.open(catalog_fd), CacheReader.open(state_fd)
+    files: InputFileSystem
 
     def follow(place: Message) -> None:
-        """Reads where this mover writes, and keeps the descriptors for the next keeper."""
+        _move(place, state_fd, catalog_fd, cache, view)
         body["stand_in"] = place.body["stand_in"]
-        if adopt_directory(place.fds[0], state_fd):
-            cache.move(state_fd)
-        if adopt_directory(place.fds[1], catalog_fd):
-            view.move(catalog_fd)
-            logs.to_state_directory(catalog_fd)
-        for fd in place.fds:
-            os.close(fd)
         files.show_sealed(body["passthrough"] and not body["stand_in"])
 
     mover = MoverLink(body["mover_socket"], on_place=follow)
@@ -109,13 +104,9 @@ async def _main(channel_fd: int) -> int:
         with contextlib.suppress(ChannelClosed):
             await channel.send({"ready": True, "shape": shape})
 
-    async def drop_deleted() -> None:
-        while True:
-            await trio.sleep(_DROP_DELETED_S)
-            cache.drop_deleted()
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(drop_deleted)
+        nursery.start_soon(_drop_deleted, cache)
+        nursery.start_soon(_measure, shared, slot, counters)
         nursery.start_soon(files.voice_doubts)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
@@ -127,6 +118,30 @@ async def _main(channel_fd: int) -> int:
             await state.channel.send({"ended": True})
         nursery.cancel_scope.cancel()
     return SESSION_ENDED
+
+
+def _move(place: Message, state_fd: int, catalog_fd: int, cache: CacheReader, view: CatalogView) -> None:
+    """Reads where this mover writes; our descriptors, which the next keeper will get, lead there, too."""
+    if adopt_directory(place.fds[0], state_fd):
+        cache.move(state_fd)
+    if adopt_directory(place.fds[1], catalog_fd):
+        view.move(catalog_fd)
+        logs.to_state_directory(catalog_fd)
+    for fd in place.fds:
+        os.close(fd)
+
+
+async def _drop_deleted(cache: CacheReader) -> None:
+    while True:
+        await trio.sleep(_DROP_DELETED_S)
+        cache.drop_deleted()
+
+
+async def _measure(shared: SharedMemory, slot: int, counters: ServerCounters) -> None:
+    while True:
+        counters.pss_bytes = processes.pss_bytes()
+        shared.store_counters(slot, counters)
+        await trio.sleep(_MEASURE_S)
 
 
 def _mismatch(group: BaseExceptionGroup[Any]) -> bool:

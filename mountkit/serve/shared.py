@@ -47,6 +47,8 @@ class ServerCounters:
     misses: int = 0
     errors: int = 0
     resent: int = 0
+    pss_bytes: int = 0
+    """Memory of the server that has the slot now, of some seconds ago."""
 
     def __add__(self, other: ServerCounters) -> ServerCounters:
         return ServerCounters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

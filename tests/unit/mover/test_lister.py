@@ -75,6 +75,17 @@ async def test_two_lookups_ask_for_single_names_and_the_third_lists_the_director
         assert [kind(catalog, name) for name in (b"c", b"d", b"none")] == [Kind.FILE, Kind.FILE, Kind.ABSENT]
 
 
+@in_trio
+async def test_a_clock_set_back_in_the_middle_of_a_readdir_lists_once_more_and_not_for_ever(catalog: Catalog) -> None:
+    """The reader asks for a listing as fresh as his readdir, which began an hour after now."""
+    store = bucket(b"a", b"b")
+    async with listing(catalog, store) as lister:
+        assert await lister.list_beyond(catalog.root, 0, time.time() + 3600.0) is False
+        assert Counter(store.calls) == Counter([("list_page", b"")])
+        assert entries(catalog, catalog.root) == [b"a", b"b"]
+        assert await lister.lookup(catalog.root, b"a", time.time() + 3600.0) is False
+
+
 @pytest.mark.parametrize("age_s", [0.0, 60.0])
 def test_concurrent_lookups_of_one_name_cause_one_pair_of_requests(catalog: Catalog, age_s: float) -> None:
     @in_trio
