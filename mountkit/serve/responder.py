@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _SIGKILL_BIT = 1 << 8
 _LISTINGS = 1024
 _AGAIN_S = 0.1
+_NOTE_S = 1.0
 _PLAIN = messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH
 """A handle read through us: its pages stay (an inode is one version), and it has nothing to flush."""
 
@@ -41,6 +42,7 @@ class Responder:
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}
         self._somebody_waits = trio.Event()
         self._listing_started: dict[int, float] = {}
+        self._noted_at = -_NOTE_S
 
     def handlers(self) -> dict[int, RawHandler]:
         answered = {
@@ -218,7 +220,15 @@ class Responder:
             log.error("a request failed in a way nobody foresaw", exc_info=exc)
         if number not in (errno.ENOENT, errno.ESTALE):
             self._count.errors += 1
+            self._note_failure(number, exc)
         self._wire.send(messages.failed(unique, number))
+
+    def _note_failure(self, number: int, exc: Exception) -> None:
+        """Says in the log why somebody got an error, at most once a second: a dead bucket fails thousands."""
+        now = trio.current_time()
+        if now - self._noted_at >= _NOTE_S:
+            self._noted_at = now
+            log.info("a request was answered with %s: %s", errno.errorcode.get(number, number), exc.__cause__ or exc)
 
     def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
         assert self._tasks is not None

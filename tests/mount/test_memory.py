@@ -80,7 +80,10 @@ def run_load(bucket: Bucket, mountkit: CommandLine, *, seconds: float, size: int
         list(pool.map(lambda item: bucket.put(*item), objects.items()))
     root = mountkit.mount(bucket.source, "--no-passthrough", "--ttl", "2s")
     ended, walked = threading.Event(), f"while [ ! -e {mountkit.base}/end ]; do find {root} | wc -l; done"
-    walkers = [subprocess.Popen(["sh", "-c", walked], stdout=subprocess.PIPE, text=True) for _ in range(WALKERS)]
+    walkers = [
+        subprocess.Popen(["sh", "-c", walked], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(WALKERS)
+    ]
     memory, descriptors = list[int](), list[int]()
     with contextlib.ExitStack() as stack:
         files = [(stack.enter_context(open(root / key, "rb", buffering=0)), data) for key, data in objects.items()]
@@ -97,7 +100,8 @@ def run_load(bucket: Bucket, mountkit: CommandLine, *, seconds: float, size: int
                 (mountkit.base / "end").touch()
             done = sorted(reader.result(60) for reader in readers)
     for walker in walkers:
-        out, _ = walker.communicate(timeout=60)
+        out, err = walker.communicate(timeout=60)
+        assert err == ""
         assert set(out.split()) == {str(FILES + 30 + 1)}, "a walk did not see every name"
     status = mountkit.status(root)
     middle = statistics.median(done)
@@ -107,7 +111,7 @@ def run_load(bucket: Bucket, mountkit: CommandLine, *, seconds: float, size: int
     print(f"the median, the fastest: {done[0]}, {middle}, {done[-1]}; status says {status['memory_bytes'] >> 20} MiB")
     assert max(memory) < 600 << 20
     assert done[0] * 5 >= middle, f"one reader starved: {done}"
-    assert (status["state"], status["reads"]["errors"]) == ("ok", 0)
+    assert (status["state"], status["reads"]["errors"]) == ("ok", 0), Path(status["log"]).read_text()[-3000:]
     assert status["restarts"] == {"server": 0, "mover": 0}
     assert 0.5 * memory[-1] < status["memory_bytes"] < 2 * memory[-1], "what `status` says of memory is not so"
     return memory, descriptors

@@ -190,6 +190,17 @@ def test_a_short_body_is_an_error_in_mid_iteration(info: ObjectInfo) -> None:
             list(body.chunks())
 
 
+@pytest.mark.parametrize("sent", [700, 1300])
+def test_a_chunked_body_of_another_length_than_asked_for_is_an_error(info: ObjectInfo, sent: int) -> None:
+    """HTTP itself sees nothing wrong with it: no length was promised but in Content-Range."""
+    head = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", found().partition(b"\r\n\r\n")[0])
+    raw = head + b"\r\n\r\n" + b"%x\r\n" % sent + DATA[:sent] + b"\r\n0\r\n\r\n"
+    with RawServer(always(raw)) as server:
+        body = opened(server).get(info, 0, 1000)
+        with pytest.raises(StoreError):
+            list(body.chunks())
+
+
 def test_a_body_that_stalls_is_an_error_after_the_stall_timeout(info: ObjectInfo) -> None:
     never = threading.Event()
     with RawServer(always(found()[:-300], never)) as server:

@@ -112,7 +112,7 @@ async def test_a_cache_that_says_it_has_what_it_cannot_give_is_gone_around(
         await bench.ask("open", object=ident)
         monkeypatch.setattr(cache, "recheck", broken)
         monkeypatch.setattr(cache, "read", lambda *_: None)
-        for bad in (True, False):
+        for bad in (False, True):
             answer = await bench.ask("fetch", object=ident, offset=10, length=20, bad=bad, inline=True)
             assert answer.payload == content(1000)[10:30]
 
