@@ -29,7 +29,7 @@ def _adapted(method: _Method) -> _Method:
         self.wire.to_kernel()
         self.files.counters.requests += 1
         try:
-            return await method(self, *arguments)
+            return await self.files.patiently(lambda: method(self, *arguments))
         except FileSystemError as exc:
             raise pyfuse3.FUSEError(exc.errno) from None
         except pyfuse3.FUSEError:

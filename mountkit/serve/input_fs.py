@@ -16,8 +16,9 @@ import math
 import stat
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -33,13 +34,14 @@ from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.shared import ServerCounters
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 ROOT = 1
 _UNSEALED_TIMEOUT_S = 2.0
 """How long the kernel may keep the way to a file that may soon be sealed: a later open should find the fast inode."""
 _ROWS = 8192
 _PAGE = 512
 _ATTEMPTS = 4
-_AGAIN_S, _DOUBT_S = 0.2, 0.5
+_AGAIN_S, _DOUBT_S = 0.1, 0.5
 
 
 class FileSystemError(Exception):
@@ -328,10 +330,16 @@ class InputFileSystem:
         self._doubted.set()
         return NotNow()
 
-    @property
-    def patience_s(self) -> float:
-        """How long a request may wait for the catalog to be there again."""
-        return self._show.metadata_budget_s
+    async def patiently(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """Repeats what fails only because the catalog cannot be read at this moment, within the metadata budget."""
+        deadline = trio.current_time() + self._show.metadata_budget_s
+        while True:
+            try:
+                return await wait()
+            except NotNow:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(_AGAIN_S)
 
     def _file(self, inode: int) -> _File:
         ident = inode & ~SEALED_BIT

@@ -25,7 +25,6 @@ from mountkit.serve.wire import RawHandler, Wire
 log = logging.getLogger(__name__)
 _SIGKILL_BIT = 1 << 8
 _LISTINGS = 1024
-_AGAIN_S = 0.1
 _NOTE_S = 1.0
 _PLAIN = messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH
 """A handle read through us: its pages stay (an inode is one version), and it has nothing to flush."""
@@ -208,11 +207,11 @@ class Responder:
 
                 self._start(unique, pid, again)
             except Exception as exc:
-                self._fail(unique, exc)
+                self._fail(unique, exc, operation)
 
         return handler
 
-    def _fail(self, unique: int, exc: Exception) -> None:
+    def _fail(self, unique: int, exc: Exception, what: Callable[..., object]) -> None:
         number = errno.EIO
         if isinstance(exc, FileSystemError):
             number = exc.errno
@@ -220,15 +219,16 @@ class Responder:
             log.error("a request failed in a way nobody foresaw", exc_info=exc)
         if number not in (errno.ENOENT, errno.ESTALE):
             self._count.errors += 1
-            self._note_failure(number, exc)
+            self._note_failure(number, exc, what)
         self._wire.send(messages.failed(unique, number))
 
-    def _note_failure(self, number: int, exc: Exception) -> None:
+    def _note_failure(self, number: int, exc: Exception, what: Callable[..., object]) -> None:
         """Says in the log why somebody got an error, at most once a second: a dead bucket fails thousands."""
         now = trio.current_time()
         if now - self._noted_at >= _NOTE_S:
             self._noted_at = now
-            log.info("a request was answered with %s: %s", errno.errorcode.get(number, number), exc.__cause__ or exc)
+            name = what.__qualname__.split(".")[1].strip("_")
+            log.info("a %s was answered with %s: %s", name, errno.errorcode.get(number, number), exc.__cause__ or exc)
 
     def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
         assert self._tasks is not None
@@ -241,9 +241,9 @@ class Responder:
             self._waiting[unique] = pid, scope
             self._somebody_waits.set()
             try:
-                await self._patiently(wait)
+                await self._files.patiently(wait)
             except Exception as exc:
-                self._fail(unique, exc)
+                self._fail(unique, exc, wait)
             finally:
                 if self._waiting.get(unique, (0, None))[1] is scope:  # an operation begun again may wait by now
                     del self._waiting[unique]
@@ -252,17 +252,6 @@ class Responder:
         if place:
             self._shared.store_in_flight(self._slot, place, 0)
             self._places.append(place)
-
-    async def _patiently(self, wait: Callable[[], Awaitable[None]]) -> None:
-        """Repeats what fails only because the catalog cannot be read at this moment, within its budget."""
-        deadline = trio.current_time() + self._files.patience_s
-        while True:
-            try:
-                return await wait()
-            except NotNow:
-                if trio.current_time() >= deadline:
-                    raise
-            await trio.sleep(_AGAIN_S)
 
     async def _watch_callers(self) -> None:
         """Once a second looks whether somebody who waits is being killed, and lets him go."""

@@ -82,8 +82,12 @@ class ServerPool:
         return [server.watched.pid for _, server in sorted(self._servers.items())]
 
     async def replace_all(self) -> None:
-        """Puts a new process into every slot, one after the other; readers go on. Raises MountError if one does not."""
+        """Puts a new process into every slot, one after the other; readers go on.
+
+        Raises MountError if one does not serve in time; before the first old one is ended, if none would.
+        """
         async with self._replacing:
+            await self._prove_fit()
             for slot in range(self._count):
                 spare = self._spare[slot] = self._spawn()  # it imports while the old one still serves
                 await trio.sleep(_IMPORT_S)
@@ -92,6 +96,25 @@ class ServerPool:
                     await spare.up.wait()
                     continue
                 raise MountError(f"server {slot} was not replaced within {_READY_S:g} s", "the mount's log may say why")
+
+    async def _prove_fit(self) -> None:
+        """Has a process negotiate as a server would, and end. Raises MountError if it cannot join this session."""
+        trial = self._spawn()
+        words, fds = self._inherited()
+        body = {**self._start, **words, "slot": 0, "first": False, "shape": self._shape, "trial": True}
+        code: int | None = None
+        try:
+            with trio.move_on_after(_READY_S), contextlib.suppress(ChannelClosed):
+                await trial.channel.send(body, fds=[self._fuse_fd, *fds])
+                code = await trial.watched.wait()
+        finally:
+            trial.watched.kill()
+            trial.watched.close()
+            trial.channel.close()
+        if code == MISMATCH:
+            raise MountError("the libfuse that is installed now does not fit this mount", "unmount it and mount again")
+        if code != 0:
+            raise MountError("a server of the version that is installed now does not start", "the mount's log says why")
 
     def kill(self) -> None:
         """Ends all servers at once; they have nothing to lose."""
