@@ -61,9 +61,16 @@ MUTATIONS = [
     Mutation(
         "every server opens a backing file of its own",
         "serve/shared.py",
-        "            if found:\n                _, backing_id, opens = _BACKING.unpack_from(self._memory, position)\n",
-        "            if False:\n                _, backing_id, opens = _BACKING.unpack_from(self._memory, position)\n",
+        "            if not found:\n                backing_id = open_backing()\n",
+        "            if True:\n                backing_id = open_backing()\n",
         "tests/unit/test_shared.py",
+    ),
+    Mutation(
+        "a file sealed again is taken for the spoilt one that is still open",
+        "serve/shared.py",
+        "            if there != file:",
+        "            if False:",
+        "tests/mount/test_disk.py -k sealed_again",
     ),
     Mutation(
         "late answers of libfuse go into the socket",

@@ -107,6 +107,8 @@ class InputFileSystem:
         self._hinted: OrderedDict[int, int] = OrderedDict()
         self._doubted = trio.Event()
         """Set when the catalog could not be read."""
+        self.is_barred: Callable[[int], bool] = lambda _: False
+        """Whether a sealed file's inode must not be opened natively for now."""
         self._file_mode = stat.S_IFREG | (0o444 & ~show.umask)
         self._directory_mode = stat.S_IFDIR | (0o555 & ~show.umask)
 
@@ -374,7 +376,9 @@ class InputFileSystem:
         return file
 
     def _is_sealed(self, file: _File) -> bool:
-        return self._show.passthrough and file.row.size > 0 and self._cache.sealed(file.content) is not None
+        if not self._show.passthrough or file.row.size == 0 or self._cache.sealed(file.content) is None:
+            return False
+        return not self.is_barred(file.row.id | SEALED_BIT)
 
     def _found_file(self, file: _File, timeout_s: float, *, sealed: bool) -> Found:
         if self._show.passthrough and not sealed and file.row.size > 0:

@@ -16,10 +16,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from mountkit.cache.checked import Missing
+from mountkit.cache.reader import SealedFile
 from mountkit.catalog.values import SEALED_BIT
 from mountkit.serve import messages, session
 from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem, NotNow
-from mountkit.serve.shared import IN_FLIGHT_PLACES, BackingTableFull, SharedMemory
+from mountkit.serve.shared import IN_FLIGHT_PLACES, AnotherFileIsOpen, BackingTableFull, SharedMemory
 from mountkit.serve.wire import RawHandler, Wire
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Responder:
         self._wire, self._files, self._shared, self._slot = wire, files, shared, slot
         self._places = list(range(IN_FLIGHT_PLACES - 1, 0, -1))
         self._count = files.counters
+        files.is_barred = shared.is_barred
         self._tasks: trio.Nursery | None = None
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}
         self._somebody_waits = trio.Event()
@@ -111,8 +113,10 @@ class Responder:
                 return False
             try:
                 backing_id = self._shared.acquire_backing(
-                    inode, lambda: session.open_backing(self._wire.kernel, sealed.fd)
+                    inode, _number_of(sealed), lambda: session.open_backing(self._wire.kernel, sealed.fd)
                 )
+            except AnotherFileIsOpen:
+                raise FileSystemError(errno.ESTALE) from None  # the next lookup answers the inode that is read by us
             except BackingTableFull:
                 raise FileSystemError(errno.ENFILE) from None
             except OSError as exc:
@@ -266,6 +270,11 @@ class Responder:
 
     def _close_backing(self, backing_id: int) -> None:
         session.close_backing(self._wire.kernel, backing_id)
+
+
+def _number_of(sealed: SealedFile) -> int:
+    """A number for this very file in this very state."""
+    return hash(sealed.stamp[:4]) & 0xFFFFFFFFFFFFFFFF or 1
 
 
 def _is_dying(pid: int) -> bool:

@@ -111,6 +111,37 @@ def test_with_verify_always_an_open_file_is_checked_too(bucket: Bucket, mountkit
         assert os.pread(file.fileno(), LARGE, 0) == data
 
 
+def test_a_file_that_is_sealed_again_is_never_taken_for_the_spoilt_one_that_is_still_open(
+    bucket: Bucket, mountkit: CommandLine
+) -> None:
+    """[bytes-1] The kernel wants one backing file an inode: while the spoilt one is open, others read through us."""
+    data = content(1, LARGE)
+    bucket.put("d/f", data)
+    root = mountkit.mount(bucket.source)
+    assert mountkit.status(root)["passthrough"]
+    check(root, {"d/f": data})
+    until_sealed(mountkit, root, 1)
+    wait_until(lambda: os.stat(root / "d/f").st_ino >> 62 == 1)
+    with open(root / "d/f", "rb") as held:
+        assert held.read() == data
+        assert mountkit.status(root)["reads"]["passthrough_opens"] == 1
+        for path in cache_files(mountkit):
+            flip(path)
+        check(root, {"d/f": data})
+        until_sealed(mountkit, root, 1)
+
+        def opened_again() -> bool:
+            check(root, {"d/f": data})
+            return mountkit.status(root)["reads"]["opens"] > 6
+
+        wait_until(opened_again)
+        drop_page_cache()
+        check(root, {"d/f": data})
+    wait_until(lambda: os.stat(root / "d/f").st_ino >> 62 == 1)
+    check(root, {"d/f": data})
+    assert mountkit.status(root)["reads"]["passthrough_opens"] > 1, "natively again, once nobody holds the spoilt one"
+
+
 def overwrite(path: Path) -> None:
     with open(path, "r+b") as file:
         file.write(random.Random(1).randbytes(path.stat().st_size))

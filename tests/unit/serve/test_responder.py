@@ -16,6 +16,8 @@ import trio
 from trio.testing import MockClock
 
 from mountkit.cache.checked import Missing
+from mountkit.cache.objects import Stamp
+from mountkit.cache.reader import SealedFile
 from mountkit.catalog.values import SEALED_BIT
 from mountkit.serve import messages, session
 from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, NotNow
@@ -54,6 +56,7 @@ class FakeFiles:
     says: dict[str, list[Any]] = field(default_factory=dict)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     budget_s: float = 10.0
+    is_barred: Callable[[int], bool] = lambda _: False
 
     def _say(self, name: str, *arguments: Any) -> Any:
         self.asked.append((name, *arguments))
@@ -290,11 +293,8 @@ async def test_a_native_open_that_nobody_waits_for_is_taken_back(
     monkeypatch.setattr(session, "close_backing", lambda _fd, number: closed.append(number))
     inode = INODE | SEALED_BIT
 
-    @dataclass
-    class Sealed:
-        fd: int
-
-    async with answering(shared, sealed_now=[Sealed(os.open("/dev/null", os.O_RDONLY)) for _ in range(2)]) as bench:
+    files = [SealedFile(os.open("/dev/null", os.O_RDONLY), Stamp(1, 2, 3, 4, b"")) for _ in range(2)]
+    async with answering(shared, sealed_now=list[Any](files)) as bench:
         bench.ask(messages.OPEN, inode=inode)
         assert bench.wire.sent == [messages.opened(UNIQUE, inode, bench_flags(), 5)]
         bench.wire.somebody_waits = False
@@ -309,6 +309,22 @@ def bench_flags() -> int:
 
 
 @in_trio
+async def test_a_file_sealed_again_while_the_old_one_is_open_is_looked_up_anew(
+    shared: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[bytes-1]"""
+    monkeypatch.setattr(session, "open_backing", lambda *_: 5)
+    inode = INODE | SEALED_BIT
+    old, new = (SealedFile(os.open("/dev/null", os.O_RDONLY), Stamp(1, 2, ctime, 4, b"")) for ctime in (3, 9))
+    async with answering(shared, sealed_now=[old, new]) as bench:
+        bench.ask(messages.OPEN, inode=inode)
+        assert not bench.files.is_barred(inode)
+        bench.ask(messages.OPEN, inode=inode)
+        assert bench.wire.errors() == [0, errno.ESTALE]
+        assert bench.files.is_barred(inode)
+
+
+@in_trio
 async def test_a_release_that_is_handed_out_again_counts_once(
     shared: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +332,7 @@ async def test_a_release_that_is_handed_out_again_counts_once(
     monkeypatch.setattr(session, "close_backing", lambda _fd, number: closed.append(number))
     inode = INODE | SEALED_BIT
     for _ in range(2):
-        shared.acquire_backing(inode, lambda: 5)
+        shared.acquire_backing(inode, 1, lambda: 5)
     async with answering(shared) as bench:
         with contextlib.suppress(OSError):
             bench.ask(messages.RELEASE, inode=inode)
