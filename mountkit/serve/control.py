@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from mountkit import __version__, ipc, processes
+from mountkit import __version__, ipc, logs, processes
 from mountkit.config import MountSettings
 from mountkit.errors import MountError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
