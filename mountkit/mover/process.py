@@ -122,7 +122,8 @@ async def _serve(channel: Channel, start: Message) -> None:
     limits = Limits(settings.cache_size_bytes, settings.cache_free_share)
     cache = _open_cache(state_fd, catalog_fd, limits, stand_in=bool(stand_in))
     if stand_in:
-        schema.carry_over(state_fd, catalog_fd)
+        if schema.identity(catalog_fd) is None:  # else an earlier mover's, which knows more
+            schema.carry_over(state_fd, catalog_fd)
     else:
         _bring_catalog_home(settings.state_name, state_fd)
     catalog = Catalog.open(catalog_fd, settings.source.prefix)
