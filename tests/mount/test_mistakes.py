@@ -401,7 +401,7 @@ def test_a_machine_without_fusermount3_is_told_what_to_install(scene: Scene) -> 
 
 def test_a_machine_without_dev_fuse_is_told_how_to_get_it(scene: Scene) -> None:
     """In a mount namespace of its own, whose /dev lacks it."""
-    command = [sys.executable, "-m", "mountkit.cli", "mount", scene.bucket.source, str(scene.directory)]
+    command = [sys.executable, "-m", "mountkit", "mount", scene.bucket.source, str(scene.directory)]
     hide = 'mkdir "$0" && touch "$0/null" && mount --bind /dev/null "$0/null" && mount --rbind "$0" /dev && exec "$@"'
     words = ["unshare", "-m", "sh", "-c", hide, str(scene.base / "dev"), *command, "--cache", str(scene.line.cache)]
     started = time.monotonic()
