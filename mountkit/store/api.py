@@ -8,14 +8,13 @@ and raise only the StoreError family of `mountkit.errors`. One call is one reque
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):
     """One version of one object, as a listing or a HEAD tells it."""
 
     key: bytes
