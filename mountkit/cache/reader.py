@@ -95,6 +95,14 @@ class CacheReader:
         found = self._index.stamp(content)
         return None if found is None else found[0]
 
+    def holds_sealed(self) -> bool:
+        """Whether there is any seal at all."""
+        return self._index.has_stamps()
+
+    def sealed_among(self, contents: list[ContentId]) -> set[ContentId]:
+        """Those of these objects, some hundreds at once, that have a seal, whatever became of their files."""
+        return self._index.stamped_among(contents)
+
     def open_sealed(self, content: ContentId) -> SealedFile | NotSealed:
         """The object's own file, if its CRCs were right in this life of the mount and nothing touched it since."""
         found = self._index.stamp(content)

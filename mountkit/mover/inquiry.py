@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from mountkit.errors import ObjectMissing, StoreError
@@ -18,7 +17,7 @@ def inquire(store: Store, key: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {"object": None, "below": False, "refused": None}
     try:
         info = store.head(key)
-        found["object"] = {**asdict(info), "key": info.key.decode("latin-1")}
+        found["object"] = {**info._asdict(), "key": info.key.decode("latin-1")}
         if info.size:
             next(iter(store.get(info, 0, 1).chunks()))
     except ObjectMissing:

@@ -19,6 +19,7 @@ from mountkit.catalog.values import CatalogLost, CatalogUnavailable, Kind, Objec
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
+from mountkit.mover.ahead import ListingAhead
 from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
 from mountkit.mover.inquiry import inquire
 from mountkit.mover.queue import FetchQueue, Priority
@@ -60,6 +61,7 @@ class Service:
         store.on_slow_down = self._queue.slow_down
         self._readahead = Readahead()
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
+        self.ahead = ListingAhead(catalog, self.lister, ttl_s=settings.ttl_s)
         self._orders: list[Warmer] = []
         self._announcements = trio.CapacityLimiter(_ANNOUNCEMENTS)
         self._trouble = ""
@@ -76,6 +78,7 @@ class Service:
             "list": self._list,
             "open": self._open,
             "opened": self._opened,
+            "entered": self._entered,
             "fetch": self._fetch,
             "hint": self._hint,
             "verify": self._verify,
@@ -108,6 +111,8 @@ class Service:
         return {"stale": stale}
 
     async def _list(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        if body["cookie"] == 0:
+            self.ahead.entered(body["directory"])
         return {"stale": await self.lister.list_beyond(body["directory"], body["cookie"], body["fresh"])}
 
     async def _refresh(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
@@ -130,6 +135,12 @@ class Service:
             row = self._catalog.object(ident)
             if row is not None:
                 self._note_open(row, cold=False)
+        return {}
+
+    async def _entered(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        """Directories that somebody begins to read."""
+        for directory in body["directories"]:
+            self.ahead.entered(directory)
         return {}
 
     def _note_open(self, row: ObjectRow, *, cold: bool) -> None:

@@ -49,15 +49,6 @@ class Operations(pyfuse3.Operations):
         self.wire, self.files = wire, files
 
     @_adapted
-    async def opendir(self, inode: int, _ctx: Any) -> int:
-        self.files.attributes_now(inode)
-        return inode
-
-    @_adapted
-    async def releasedir(self, _handle: int) -> None:
-        return None
-
-    @_adapted
     async def statfs(self, _ctx: Any) -> Any:
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096

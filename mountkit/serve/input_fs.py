@@ -18,14 +18,23 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
 from mountkit.cache.checked import Missing, WouldBlock
 from mountkit.cache.content import BLOCK_BYTES, ContentId, content_id
 from mountkit.cache.reader import CacheReader, SealedFile
-from mountkit.catalog.values import SEALED_BIT, CatalogUnavailable, Directory, Kind, ObjectRow, StaleCookie
+from mountkit.catalog.values import (
+    SEALED_BIT,
+    CatalogUnavailable,
+    Directory,
+    DirectoryPage,
+    Kind,
+    ObjectRow,
+    StaleCookie,
+)
+from mountkit.catalog.values import DirectoryEntry as NamedEntry
 from mountkit.catalog.view import CatalogView
 from mountkit.errors import MountkitError
 from mountkit.ipc import Message
@@ -36,10 +45,12 @@ from mountkit.serve.shared import ServerCounters
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 ROOT = 1
-_UNSEALED_TIMEOUT_S = 2.0
-"""How long the kernel may keep the way to a file that may soon be sealed: a later open should find the fast inode."""
+_UNSEALED_TIMEOUT_S, _LISTED_TIMEOUT_S = 2.0, 60.0
+"""How long the kernel may keep the way to a file that may soon be sealed: a later open should find the fast inode. Who
+lists a directory with attributes wants those of all files at hand, and may not open any."""
 _ROWS = 8192
-_PAGE = 512
+_FIRST_PAGE, _PAGE, _NAMES = 64, 512, 2048
+"""The first page is asked for with attributes always, the others only where somebody wants them."""
 _ATTEMPTS = 4
 _AGAIN_S, _DOUBT_S = 0.1, 0.5
 
@@ -86,6 +97,10 @@ class Presentation:
     metadata_budget_s: float = 10.0
 
 
+class _Now(Protocol[T]):
+    def __call__(self, inode: int, cookie: int, *, fresh_after: float) -> list[T] | None: ...
+
+
 class _File(NamedTuple):
     row: ObjectRow
     content: ContentId
@@ -105,6 +120,8 @@ class InputFileSystem:
         self._view, self._cache, self._mover, self._show, self.counters = view, cache, mover, show, counters
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._hinted: OrderedDict[int, int] = OrderedDict()
+        self._filled: OrderedDict[int, float] = OrderedDict()
+        """Of which listing the names are that the kernel keeps of a directory."""
         self._doubted = trio.Event()
         """Set when the catalog could not be read."""
         self.is_barred: Callable[[int], bool] = lambda _: False
@@ -165,43 +182,86 @@ class InputFileSystem:
         """Attributes of an inode the kernel knows, and for how long they hold. Raises FileSystemError."""
         try:
             if inode & SEALED_BIT:
-                return self._file_attributes(self._file(inode), sealed=True), math.inf
+                return self._file_attributes(self._file(inode).row, sealed=True), math.inf
             directory = self._view.directory(self._directory_id(inode))
             if directory is not None:
                 return self._directory_attributes(directory.id, directory), self._show.ttl_s
-            return self._file_attributes(self._file(inode), sealed=False), math.inf
+            return self._file_attributes(self._file(inode).row, sealed=False), math.inf
         except CatalogUnavailable:
             raise self._not_now() from None
 
     # ---- directories ---------------------------------------------------------------------------------------
-    def entries_now(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry] | None:
-        """Entries after `cookie`, the empty list at the end; None if the listing has to advance first."""
-        now = time.time()
+    def open_directory(self, inode: int) -> bool:
+        """Whether the names the kernel keeps of the directory are those of the listing that is valid now.
+
+        They are if no listing was finished since they were asked for under an earlier `open_directory`. Each server
+        answers from its own memory, which is enough: what another let the kernel fill in between is no older. The mover
+        hears of it, a moment later, as it lists ahead of walks. Raises FileSystemError.
+        """
+        ident = self._directory_id(inode)
         try:
-            page = self._view.page(self._directory_id(inode), cookie, _PAGE, fresh_after)
+            directory = self._view.directory(ident)
+        except CatalogUnavailable:
+            raise self._not_now() from None
+        if directory is None:
+            raise FileSystemError(errno.ESTALE)
+        self._mover.note_entered(ident)
+        listed_at = directory.listed_at
+        if not listed_at or directory.hidden or listed_at < self.fresh_after():
+            self._filled.pop(ident, None)
+            return False
+        kept = self._filled.get(ident) == listed_at
+        self._filled[ident] = listed_at
+        if len(self._filled) > _ROWS:
+            self._filled.popitem(last=False)
+        return kept
+
+    def names_now(self, inode: int, cookie: int, *, fresh_after: float) -> list[NamedEntry] | None:
+        """As entries_now, without attributes."""
+        page = self._page(inode, cookie, _NAMES, fresh_after, objects=False)
+        if page is None or not (page.entries or page.done):
+            return None
+        return page.entries
+
+    async def names(self, inode: int, cookie: int, *, fresh_after: float) -> list[NamedEntry]:
+        """As names_now, waiting for the listing to advance. Raises FileSystemError."""
+        return await self._waited_for(self.names_now, inode, cookie, fresh_after)
+
+    def _page(self, inode: int, cookie: int, limit: int, fresh_after: float, *, objects: bool) -> DirectoryPage | None:
+        try:
+            return self._view.page(self._directory_id(inode), cookie, limit, fresh_after, objects=objects)
         except (CatalogUnavailable, NotNow):
             self._doubted.set()
             return None
         except (StaleCookie, KeyError):
             raise FileSystemError(errno.ESTALE) from None
+
+    def entries_now(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry] | None:
+        """Entries after `cookie`, the empty list at the end; None if the listing has to advance first."""
+        now = time.time()
+        page = self._page(inode, cookie, _PAGE if cookie else _FIRST_PAGE, fresh_after, objects=True)
+        if page is None:
+            return None
         if not page.entries:
             return [] if page.done else None
         timeout = max(0.0, min(self._show.ttl_s, page.as_of + self._show.ttl_s - now))
-        files = {e.inode: self._remember(e.object) for e in page.entries if e.object is not None}
-        sealed = {f.content for f in files.values() if self._is_sealed(f)}
+        unsealed = min(timeout, _LISTED_TIMEOUT_S) if self._show.passthrough else timeout
+        sealed = self._sealed_among([e.object for e in page.entries if e.object is not None])
         result = []
         for e in page.entries:
-            file = files.get(e.inode)
-            if file is None:
+            if e.object is None:
                 result.append(DirectoryEntry(e.name, e.cookie, self._directory_attributes(e.inode), timeout))
             else:
-                found = self._found_file(file, timeout, sealed=file.content in sealed)
-                assert found.attributes is not None
-                result.append(DirectoryEntry(e.name, e.cookie, found.attributes, found.timeout_s))
+                is_sealed = e.inode in sealed
+                shown = self._file_attributes(e.object, sealed=is_sealed)
+                result.append(DirectoryEntry(e.name, e.cookie, shown, timeout if is_sealed else unsealed))
         return result
 
     async def entries(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry]:
         """As entries_now, waiting for the listing to advance. Raises FileSystemError."""
+        return await self._waited_for(self.entries_now, inode, cookie, fresh_after)
+
+    async def _waited_for(self, now: _Now[T], inode: int, cookie: int, fresh_after: float) -> list[T]:
         with trio.move_on_after(self._show.metadata_budget_s):
             for attempt in itertools.count():
                 if attempt >= _ATTEMPTS:
@@ -211,7 +271,7 @@ class InputFileSystem:
                     answer = await self._ask("list", directory=ident, cookie=cookie, fresh=fresh_after)
                     if answer.body.get("stale"):
                         fresh_after = 0.0
-                    found = self.entries_now(inode, cookie, fresh_after=fresh_after)
+                    found = now(inode, cookie, fresh_after=fresh_after)
                     if found is not None:
                         return found
         raise FileSystemError(errno.EIO)
@@ -375,6 +435,14 @@ class InputFileSystem:
                 self._files.popitem(last=False)
         return file
 
+    def _sealed_among(self, rows: list[ObjectRow]) -> set[int]:
+        """The ids of those that are sealed; costs next to nothing while nothing is."""
+        if not self._show.passthrough or not self._cache.holds_sealed():
+            return set()
+        contents = {content_id(row.key, row.etag, row.size): row.id for row in rows if row.size}
+        found = {contents[content] for content in self._cache.sealed_among(list(contents))}
+        return {ident for ident in found if not self.is_barred(ident | SEALED_BIT)}
+
     def _is_sealed(self, file: _File) -> bool:
         if not self._show.passthrough or file.row.size == 0 or self._cache.sealed(file.content) is None:
             return False
@@ -383,10 +451,9 @@ class InputFileSystem:
     def _found_file(self, file: _File, timeout_s: float, *, sealed: bool) -> Found:
         if self._show.passthrough and not sealed and file.row.size > 0:
             timeout_s = min(timeout_s, _UNSEALED_TIMEOUT_S)
-        return Found(self._file_attributes(file, sealed=sealed), timeout_s)
+        return Found(self._file_attributes(file.row, sealed=sealed), timeout_s)
 
-    def _file_attributes(self, file: _File, *, sealed: bool) -> Attributes:
-        row = file.row
+    def _file_attributes(self, row: ObjectRow, *, sealed: bool) -> Attributes:
         inode = row.id | SEALED_BIT if sealed else row.id
         return Attributes(inode, self._file_mode, row.size, row.mtime_ns, 1, self._show.uid, self._show.gid)
 

@@ -43,6 +43,7 @@ class MoverLink:
         self.lost = trio.Event()
         """Set when a connection breaks; a new event takes its place."""
         self._opened: list[int] = []
+        self._entered: list[int] = []
         self._somebody_opened = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -140,10 +141,19 @@ class MoverLink:
         self._opened.append(object_id)
         self._somebody_opened.set()
 
+    def note_entered(self, directory_id: int) -> None:
+        """Has the mover told, in a moment and with others, that somebody begins to read this directory."""
+        self._entered.append(directory_id)
+        self._somebody_opened.set()
+
     async def _tell_opened(self) -> None:
         while True:
             await self._somebody_opened.wait()
             await trio.sleep(_OPENED_S)
             self._somebody_opened = trio.Event()
             opened, self._opened = self._opened, []
-            await self.tell("opened", objects=opened)
+            entered, self._entered = self._entered, []
+            if opened:
+                await self.tell("opened", objects=opened)
+            if entered:
+                await self.tell("entered", directories=entered)

@@ -1,4 +1,4 @@
-"""The hot operations, answered raw on the wire: LOOKUP, GETATTR, OPEN, READ, READDIRPLUS, RELEASE, FORGET.
+"""The hot operations, answered raw on the wire: LOOKUP, GETATTR, OPEN, READ, RELEASE, FORGET, and those on directories.
 
 What is on this machine is answered in the same turn (no task, no socket pair, no libfuse: half the cost of the same
 answer through pyfuse3); what has to wait gets a task with a budget. OPEN must be answered here in any case: pyfuse3
@@ -11,13 +11,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+import stat
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
 from mountkit.cache.checked import Missing
 from mountkit.cache.reader import SealedFile
-from mountkit.catalog.values import SEALED_BIT
+from mountkit.catalog.values import SEALED_BIT, Kind
+from mountkit.catalog.values import DirectoryEntry as NamedEntry
 from mountkit.serve import messages, session
 from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem, NotNow
 from mountkit.serve.shared import IN_FLIGHT_PLACES, AnotherFileIsOpen, BackingTableFull, SharedMemory
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 _SIGKILL_BIT = 1 << 8
 _LISTINGS = 1024
 _NOTE_S = 1.0
+_KINDS = {Kind.FILE: stat.S_IFREG >> 12, Kind.DIRECTORY: stat.S_IFDIR >> 12}
 _PLAIN = messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH
 """A handle read through us: its pages stay (an inode is one version), and it has nothing to flush."""
 
@@ -51,8 +54,11 @@ class Responder:
             messages.GETATTR: self._getattr,
             messages.OPEN: self._open,
             messages.READ: self._read,
-            messages.READDIRPLUS: self._readdirplus,
             messages.RELEASE: self._release,
+            messages.OPENDIR: self._opendir,
+            messages.READDIR: self._readdir,
+            messages.READDIRPLUS: self._readdirplus,
+            messages.RELEASEDIR: self._releasedir,
         }
         unanswered = (messages.FORGET, messages.BATCH_FORGET, messages.INTERRUPT)
         return {opcode: self._guarded(operation) for opcode, operation in answered.items()} | dict.fromkeys(
@@ -165,24 +171,39 @@ class Responder:
             self._count.misses += isinstance(data, Missing)
             self._start(unique, pid, wait)
 
+    def _opendir(self, unique: int, inode: int, _pid: int, _length: int) -> None:
+        # The kernel keeps the names it reads, so that most readdirs never reach us.
+        kept = self._files.open_directory(inode)
+        flags = messages.FOPEN_CACHE_DIR | (messages.FOPEN_KEEP_CACHE if kept else 0)
+        self._wire.send(messages.opened(unique, inode, flags))
+
+    def _releasedir(self, unique: int, _inode: int, _pid: int, _length: int) -> None:
+        self._wire.send(messages.failed(unique, 0))
+
+    def _readdir(self, unique: int, inode: int, pid: int, _length: int) -> None:
+        cookie, size = messages.read_request(self._wire.buffer)
+        fresh_after = self._begun(inode, cookie)
+
+        def answer(entries: list[NamedEntry]) -> None:
+            name = messages.directory_name
+            self._send_records(unique, size, (name(e.name, e.cookie, e.inode, _KINDS[e.kind]) for e in entries))
+
+        async def wait() -> None:
+            answer(await self._files.names(inode, cookie, fresh_after=fresh_after))
+
+        entries = self._files.names_now(inode, cookie, fresh_after=fresh_after)
+        if entries is not None:
+            answer(entries)
+        else:
+            self._start(unique, pid, wait)
+
     def _readdirplus(self, unique: int, inode: int, pid: int, _length: int) -> None:
         cookie, size = messages.read_request(self._wire.buffer)
-        if cookie == 0 or inode not in self._listing_started:
-            self._listing_started[inode] = self._files.fresh_after()
-            if len(self._listing_started) > _LISTINGS:
-                del self._listing_started[next(iter(self._listing_started))]
-        fresh_after = min(self._listing_started[inode], self._files.fresh_after())  # the clock may have been set back
+        fresh_after = self._begun(inode, cookie)
 
         def answer(entries: list[DirectoryEntry]) -> None:
-            pieces, room = [], size
-            for e in entries:
-                record = messages.directory_entry(e.name, e.cookie, e.attributes, e.timeout_s)
-                room -= len(record)
-                if room < 0:
-                    break
-                pieces.append(record)
-            data = b"".join(pieces)
-            self._wire.send(messages.data_header(unique, len(data)), data)
+            entry = messages.directory_entry
+            self._send_records(unique, size, (entry(*e) for e in entries))
 
         async def wait() -> None:
             answer(await self._files.entries(inode, cookie, fresh_after=fresh_after))
@@ -192,6 +213,25 @@ class Responder:
             answer(entries)
         else:
             self._start(unique, pid, wait)
+
+    def _begun(self, inode: int, cookie: int) -> float:
+        """How fresh the listing must be for the readdir of this directory that goes on at `cookie`."""
+        if cookie == 0 or inode not in self._listing_started:
+            self._listing_started[inode] = self._files.fresh_after()
+            if len(self._listing_started) > _LISTINGS:
+                del self._listing_started[next(iter(self._listing_started))]
+        return min(self._listing_started[inode], self._files.fresh_after())  # the clock may have been set back
+
+    def _send_records(self, unique: int, size: int, records: Iterable[bytes]) -> None:
+        """As many as fit: the kernel asks again for what comes after the last one."""
+        pieces, room = [], size
+        for record in records:
+            room -= len(record)
+            if room < 0:
+                break
+            pieces.append(record)
+        data = b"".join(pieces)
+        self._wire.send(messages.data_header(unique, len(data)), data)
 
     # ---- inside --------------------------------------------------------------------------------------------
     def _guarded(self, operation: RawHandler) -> RawHandler:

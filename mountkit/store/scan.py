@@ -8,6 +8,7 @@ from the first element to the last without a gap; else the answer is None and th
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from typing import Final, NamedTuple
 
@@ -42,20 +43,19 @@ def scan(body: bytes) -> Scanned | None:
     names = tuple(match[1] for match in _FIELD.finditer(text, 0, text.find("</Contents>")))
     if len(set(names)) != len(names) or not {"Key", "LastModified", "Size"}.issubset(names):
         return None
-    one, all_of_them = _patterns(names)
-    if not all_of_them.fullmatch(text):
-        return None
+    one, markup = _pattern(names)
     found = one.findall(text)
+    if len(found) * markup + sum(map(len, itertools.chain.from_iterable(found))) != len(text):  # there is a gap
+        return None
     places = [names.index(name) if name in names else None for name in FIELDS]
-    if places != list(range(len(FIELDS))) or len(names) != len(FIELDS):
+    if names != FIELDS:
         found = [tuple("" if place is None else entry[place] for place in places) for entry in found]
     return Scanned(found, rest)
 
 
 @functools.lru_cache(maxsize=64)
-def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """One element with the texts of its fields, and any number of elements without a gap."""
-    fields = [(name, _PATTERNS.get(name, _TEXT)) for name in names]
-    one = "".join(f"<{name}>({text})</{name}>" for name, text in fields)
-    bare = "".join(f"<{name}>{text}</{name}>" for name, text in fields)
-    return re.compile(f"<Contents>{one}</Contents>"), re.compile(f"(?:<Contents>{bare}</Contents>)*+")
+def _pattern(names: tuple[str, ...]) -> tuple[re.Pattern[str], int]:
+    """One element with the texts of its fields, and how long it is without them."""
+    fields = "".join(f"<{name}>({_PATTERNS.get(name, _TEXT)})</{name}>" for name in names)
+    markup = "<Contents></Contents>" + "".join(f"<{name}></{name}>" for name in names)
+    return re.compile(f"<Contents>{fields}</Contents>"), len(markup)
