@@ -180,21 +180,26 @@ def refresh(directory: str) -> None:
 @click.command()
 @click.argument("directory")
 @click.option("--order", metavar="FILE", type=click.File(), help="Fetch the files this list names, a path a line.")
-@click.option("--ahead", metavar="N", type=click.IntRange(1), help="With --order: stay N files ahead of the reader.")
-def warm(directory: str, order: TextIO | None, ahead: int | None) -> None:
+@click.option("--trace", metavar="FILE", type=click.File(), help="Fetch in the order that `mountkit trace` recorded.")
+@click.option("--ahead", metavar="N", type=click.IntRange(1), help="With a list: stay N files ahead of the reader.")
+def warm(directory: str, order: TextIO | None, trace: TextIO | None, ahead: int | None) -> None:
     """Fetch everything below DIRECTORY into the cache. Ctrl-C stops it; what has arrived stays."""
     from mountkit import mounts, report
     from mountkit.order import below_mount
 
-    if ahead is not None and order is None:
-        raise UsageError("--ahead needs a list to be ahead in", "give it with `--order FILE`")
+    if order is not None and trace is not None:
+        raise UsageError("--order and --trace are both lists to fetch in", "give one of them")
+    listed = order or trace
+    if ahead is not None and listed is None:
+        raise UsageError("--ahead needs a list to be ahead in", "give it with `--order FILE` or `--trace FILE`")
     mover, info = mounts.mover_client(directory)
     with mover:
-        if order is not None:
-            lines = [line.rstrip("\n") for line in order if line.strip()]
-            paths = below_mount(directory, info.directory, lines)
+        if listed is not None:
+            lines = [line.rstrip("\n") for line in listed if line.strip()]
+            # a trace is of a whole mount, whatever directory of it is named
+            paths = below_mount(info.directory if trace else directory, info.directory, lines)
             if len(paths) < len(lines):
-                raise UsageError(f"{order.name} names files outside of {info.directory}")
+                raise UsageError(f"{listed.name} names files outside of {info.directory}")
             updates = mover.stream("warm_order", paths=paths, ahead=ahead)
         else:
             fresh = report.oldest_fresh(info.details["ttl_s"])

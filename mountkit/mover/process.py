@@ -129,7 +129,7 @@ async def _serve(channel: Channel, start: Message) -> None:
     catalog = Catalog.open(catalog_fd, settings.source.prefix)
     for warning in (*cache.warnings, *catalog.warnings):
         log.warning("%s", warning)
-    service = Service(settings, catalog, cache, store, region)
+    service = Service(settings, catalog, cache, store, region, state_fd)
     peers = _Peers()
     try:
         async with ipc.listening(socket_path) as listener, trio.open_nursery() as nursery:

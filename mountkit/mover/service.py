@@ -25,6 +25,7 @@ from mountkit.mover.inquiry import inquire
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
 from mountkit.mover.sweeper import Sweeper
+from mountkit.mover.trace import Trace
 from mountkit.mover.warm import Warmer
 from mountkit.store.retry import RetryingStore
 
@@ -44,6 +45,7 @@ class Service:
         cache: CacheWriter,
         store: RetryingStore,
         region: str,
+        state_fd: int,
     ) -> None:
         self._settings, self._catalog, self._cache, self._store = settings, catalog, cache, store
         self._region = region
@@ -60,6 +62,7 @@ class Service:
         )
         store.on_slow_down = self._queue.slow_down
         self._readahead = Readahead()
+        self.trace = Trace(catalog, state_fd)
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
         self.ahead = ListingAhead(catalog, self.lister, ttl_s=settings.ttl_s)
         self._orders: list[Warmer] = []
@@ -83,6 +86,8 @@ class Service:
             "hint": self._hint,
             "verify": self._verify,
             "refresh": self._refresh,
+            "trace_start": self._trace_start,
+            "trace_stop": self._trace_stop,
             "warm": self._warm,
             "warm_order": self._warm_order,
             "announce": self._announce,
@@ -144,6 +149,7 @@ class Service:
         return {}
 
     def _note_open(self, row: ObjectRow, *, cold: bool) -> None:
+        self.trace.opened(row)
         if self._settings.sweep:
             self.sweeper.opened(row, cold=cold)
         for warmer in self._orders:
@@ -199,6 +205,13 @@ class Service:
             log.warning("the cached file of %r is not what was written; it will be fetched again", wanted.row.key)
             self._errors += 1
         return {"good": good}
+
+    async def _trace_start(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        self.trace.start()
+        return {}
+
+    async def _trace_stop(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        return {"paths": self.trace.stop()}
 
     async def _warm(self, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
         directory, row = await self._resolve(body["path"])

@@ -116,8 +116,12 @@ class InputFileSystem:
         mover: MoverLink,
         show: Presentation,
         counters: ServerCounters,
+        *,
+        tracing: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`tracing`: whether the mover wants to hear of opens that need nothing of it."""
         self._view, self._cache, self._mover, self._show, self.counters = view, cache, mover, show, counters
+        self._tracing = tracing
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._hinted: OrderedDict[int, int] = OrderedDict()
         self._filled: OrderedDict[int, float] = OrderedDict()
@@ -300,8 +304,13 @@ class InputFileSystem:
 
     def sealed_now(self, inode: int) -> SealedFile | None:
         """The sealed file of a sealed inode, its descriptor the caller's; None if it must be checked first."""
-        found = self._cache.open_sealed(self._current(inode).content)
-        return found if isinstance(found, SealedFile) else None
+        file = self._current(inode)
+        found = self._cache.open_sealed(file.content)
+        if isinstance(found, SealedFile):
+            if self._tracing():
+                self._mover.note_opened(file.row.id)
+            return found
+        return None
 
     async def verify_sealed(self, inode: int) -> None:
         """Has the sealed file's checksums checked. Raises FileSystemError: ESTALE if its bytes were bad."""

@@ -27,6 +27,7 @@ from mountkit.serve.responder import Responder
 from mountkit.serve.server_pool import MISMATCH
 from mountkit.serve.shared import ServerCounters, SharedMemory
 from mountkit.serve.state import adopt_directory
+from mountkit.serve.tracing import Tracing
 from mountkit.serve.wire import InitMismatch, Wire
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ async def _main(channel_fd: int) -> int:
         files.show_sealed(body["passthrough"] and not body["stand_in"])
 
     mover = MoverLink(body["mover_socket"], on_place=follow)
-    files = InputFileSystem(view, cache, mover, show, counters)
+    files = InputFileSystem(view, cache, mover, show, counters, tracing=Tracing(state_fd))
     responder = Responder(wire, files, shared, slot)
     wire.answer_raw(responder.handlers())
     # Not `fuse_fd` itself: under that number libfuse finds a socket while it is handed a request.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,12 +60,15 @@ async def serving(catalog: Catalog, cache: CacheWriter) -> AsyncIterator[Bench]:
     inner = SteppedStore()
     store = RetryingStore(inner)
     settings = MountSettings(BucketURL("b"), "/d", "/c", "i")
-    service = Service(settings, catalog, cache, store, "")
-    async with trio.open_nursery() as nursery:
-        await nursery.start(service.lister.run)
-        await nursery.start(service.fetcher.run)
-        yield Bench(service, inner, catalog)
-        nursery.cancel_scope.cancel()
+    with tempfile.TemporaryDirectory() as state:
+        state_fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+        service = Service(settings, catalog, cache, store, "", state_fd)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(service.lister.run)
+            await nursery.start(service.fetcher.run)
+            yield Bench(service, inner, catalog)
+            nursery.cancel_scope.cancel()
+        os.close(state_fd)
 
 
 @in_trio
