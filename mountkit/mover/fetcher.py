@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -190,6 +191,7 @@ class Fetcher:
         self._arrived: deque[_Arrival] = deque()
         self._finished: deque[tuple[_Fetch, MountkitError | None]] = deque()
         self._woken = False
+        self._woken_at = 0.0
         self._something = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -362,12 +364,14 @@ class Fetcher:
         # One call into trio for all that comes until it is looked at: each costs a system call and the GIL.
         if not self._woken:
             self._woken = True
+            self._woken_at = time.perf_counter()
             self.from_thread(self._something_came)
 
     def _something_came(self) -> None:
         self._something.set()
 
     def _settle(self) -> None:
+        self._queue.answered(time.perf_counter() - self._woken_at)
         self._woken = False  # first: what comes from here on wakes us again
         finished = _drained(self._finished)  # before the arrivals: a fetch ends after its last bytes came
         arrived = _drained(self._arrived)

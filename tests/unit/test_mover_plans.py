@@ -137,6 +137,28 @@ def test_a_sweep_leaves_threads_to_who_waits_and_a_promoted_job_gets_one() -> No
     queue.close()
 
 
+def test_more_of_a_sweep_runs_while_the_mover_answers_soon_and_less_while_it_is_late() -> None:
+    queue, log, gate = FetchQueue(), list[_Job](), threading.Event()
+    few = queue.statistics().running
+    for _ in range(SWEEP_THREADS):
+        queue.put(_Job(Priority.SWEEP, log, gate))
+    for _ in range(400):
+        queue.answered(0.05)
+    last = _Job(Priority.SWEEP, log, gate)
+    for _ in range(400):
+        queue.answered(0.001)
+    queue.put(last)
+    deadline = time.monotonic() + 5
+    while queue.statistics().running <= few + 16:
+        assert time.monotonic() < deadline
+        queue.answered(0.001)
+        queue.put(_Job(Priority.SWEEP, log, gate))
+        time.sleep(0.001)
+    gate.set()
+    assert last.done.wait(5)
+    queue.close()
+
+
 def test_slow_down_halves_and_success_recovers() -> None:
     now = [0.0]
     queue, log = FetchQueue(max_threads=64, clock=lambda: now[0]), list[_Job]()
