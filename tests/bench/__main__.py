@@ -27,12 +27,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", default="90m", help="bandwidth of a connection, in bytes/s (default: 90m; 0: any)")
     parser.add_argument("--data", type=Path, help="where the served data lie or are made (default: below --dir)")
     parser.add_argument("--dir", type=Path, help="a directory on the disk to measure (default: a temporary one)")
+    parser.add_argument("--report", type=Path, nargs="+", help="measure nothing: tables and plots of these .json files")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="prefix of the .json and .png files written")
     return parser.parse_args()
 
 
 def main() -> int:
     given = _arguments()
+    if given.report:
+        found = [json.loads(path.read_text()) for path in given.report]
+        _show_all(given, [runs.Sample(**sample) for one in found for sample in one["samples"]])
+        return 0
     if os.getuid() != 0:
         print("error: the benchmark drops the page cache, which takes root", file=sys.stderr)
         return 2
@@ -78,11 +83,16 @@ def _show(sample: runs.Sample) -> None:
 
 
 def _write(given: argparse.Namespace, samples: list[runs.Sample]) -> None:
-    medians = report.Medians(samples)
     machine = {"cores": os.cpu_count(), "kernel": platform.release(), "delay_ms": given.delay_ms, "rate": given.rate}
     path = given.out.with_suffix(".json")
     path.write_text(json.dumps({"machine": machine, "samples": [asdict(sample) for sample in samples]}, indent=1))
-    print(f"\n{report.table(medians)}\n\n{report.targets(medians)}\n\n{path}")
+    print(f"\n{path}")
+    _show_all(given, samples)
+
+
+def _show_all(given: argparse.Namespace, samples: list[runs.Sample]) -> None:
+    medians = report.Medians(samples)
+    print(f"\n{report.table(medians)}\n\n{report.targets(medians)}\n")
     try:
         from tests.bench import plots
 
