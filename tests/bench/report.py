@@ -152,11 +152,9 @@ TARGETS = (
 
 
 def _per_file(medians: Medians, kind: str, count: int = 0) -> float | None:
-    found = medians.samples.get(("img", "cold", "mountkit"))
-    if not found:
-        return None
+    found = [s for s in medians.samples.get(("img", "cold", "mountkit"), []) if s.requests and s.progress]
     values = [sample.requests[kind] / (count or sample.progress[-1][1]) for sample in found]
-    return statistics.median(values)
+    return statistics.median(values) if values else None
 
 
 def targets(medians: Medians) -> str:
