@@ -29,19 +29,20 @@ _ACCOUNTS = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nmessagebus:x:101:101::/nonexistent:/usr/sbin/nologin\n"
     f"systemd-network:x:102:102::/:/usr/sbin/nologin\n{USER}:x:{USER_ID}:{USER_ID}::/home/{USER}:/bin/sh\n"
     "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
-    "etc/group": f"root:x:0:\ntty:x:5:\nmessagebus:x:101:\nsystemd-network:x:102:\n{USER}:x:{USER_ID}:\n"
-    "nogroup:x:65534:\n",
+    "etc/group": f"root:x:0:\ntty:x:5:\nmessagebus:x:101:\nsystemd-network:x:102:\n"
+    f"docker:x:103:{USER}\n{USER}:x:{USER_ID}:\nnogroup:x:65534:\n",
     "etc/shadow": f"root:*:19000:0:99999:7:::\n{USER}:*:19000:0:99999:7:::\n",
     "etc/machine-id": "",
     "etc/fstab": "",
     "etc/fuse.conf": "user_allow_other\n",
+    "etc/docker/daemon.json": '{"iptables": false, "ip6tables": false, "bridge": "none"}\n',
 }
 _COPIED = ("/etc/pam.d", "/etc/security", "/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/login.defs", "/etc/ssl/certs")
 _LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 _INIT = """
 chmod 666 /dev/fuse && mount --make-rshared / &&
-for c in /sys/fs/cgroup /sys/fs/cgroup/systemd; do
-    mountpoint -q $c && mount -o remount,bind,rw $c
+for c in /sys/fs/cgroup /sys/fs/cgroup/*; do
+    if mountpoint -q $c; then mount -o remount,bind,rw $c; fi
 done
 mkdir -p /writable/upper /writable/work &&
 mount -t overlay -o lowerdir=/usr/sbin,upperdir=/writable/upper,workdir=/writable/work overlay /usr/sbin &&
@@ -65,10 +66,23 @@ class Machine:
         }
         command = [
             *("docker", "run", "--detach", "--tty", "--name", self.name, "--hostname", "tests", "--network", "host"),
-            *("--cgroupns", "private", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"),
+            *(
+                "--cgroupns",
+                "private",
+                "--cap-add",
+                "SYS_ADMIN",
+                "--cap-add",
+                "NET_ADMIN",
+                "--security-opt",
+                "seccomp=unconfined",
+            ),
             *("--security-opt", "apparmor=unconfined", "--stop-signal", "SIGRTMIN+3", "--env", "container=docker"),
             *(word for path in devices for word in ("--device", path)),
-            *(word for path in ("/run:exec", "/tmp", "/writable") for word in ("--tmpfs", path)),
+            *(
+                word
+                for path in ("/run:exec", "/tmp", "/writable", "/var/lib/docker:exec")
+                for word in ("--tmpfs", path)
+            ),
             *(word for path in _outermost(shown) for word in ("--volume", f"{path}:{path}:ro")),
             *(IMAGE, "sh", "-c", _INIT),
         ]
@@ -105,7 +119,7 @@ class Machine:
                 "setpriv",
                 f"--reuid={USER_ID}",
                 f"--regid={USER_ID}",
-                "--clear-groups",
+                "--init-groups",
                 "env",
                 *environment,
                 *words,
@@ -157,6 +171,21 @@ class Machine:
     def start_user_manager(self) -> None:
         """What a login does."""
         self.sh(f"install -d -o {USER} -g {USER} /home/{USER} && systemctl start user@{USER_ID}.service")
+
+    def start_engine(self, image: str) -> None:
+        """Starts a container engine of the machine's own, which has `image` from this host's."""
+        self.sh("systemctl start docker.service")
+        save = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
+        command = ["docker", "exec", "--interactive", self.name, "docker", "load"]
+        subprocess.run(command, stdin=save.stdout, capture_output=True, check=True)
+        assert save.stdout
+        save.stdout.close()
+        assert save.wait() == 0
+
+    def processes(self) -> list[str]:
+        """The command lines of mountkit's processes."""
+        shown = self.sh("for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f; echo; done 2>/dev/null")
+        return [line for line in shown.splitlines() if " mountkit.serve." in line or " mountkit.mover." in line]
 
     def _first_process(self) -> str:
         command = ["docker", "inspect", "--format", "{{.State.Pid}}", self.name]

@@ -31,17 +31,13 @@ def fstab(machine: Machine, place: Place, options: str, *, fstype: str = "fuse.m
     machine.sh("systemctl daemon-reload")
 
 
-def our_processes(machine: Machine) -> str:
-    return machine.sh("ps -eo args= | grep '[m]ountkit[.]' || true")
-
-
 def test_mount_and_umount_as_anybody_types_them(helped: Machine, place: Place) -> None:
     options = f"ro,profile=train,endpoint={place.server.endpoint},_netdev"
     helped.sh(f"mount -t fuse.mountkit {place.source} /mnt/x -o {options}")
     assert helped.sh("cat /mnt/x/a | wc -c").strip() == "100000"
     assert json.loads(helped.sh("mountkit status /mnt/x --json"))[0]["cache_directory"] == "/var/cache"
     helped.sh("umount /mnt/x")
-    assert not our_processes(helped), "umount returns once the mount's processes have ended"
+    assert not helped.processes(), "umount returns once the mount's processes have ended"
 
 
 def test_a_line_of_fstab_is_mounted_by_mount_a_once_and_unmounted_by_umount(helped: Machine, place: Place) -> None:
@@ -50,7 +46,7 @@ def test_a_line_of_fstab_is_mounted_by_mount_a_once_and_unmounted_by_umount(help
     assert helped.sh("grep -c fuse.mountkit /proc/mounts").strip() == "1"
     assert json.loads(helped.sh("mountkit status /mnt/x --json"))[0]["ttl_s"] == 300
     helped.sh("umount /mnt/x")
-    assert not our_processes(helped)
+    assert not helped.processes()
 
 
 def test_systemd_mounts_and_unmounts_a_line_of_fstab_as_a_unit(helped: Machine, place: Place) -> None:
@@ -59,7 +55,7 @@ def test_systemd_mounts_and_unmounts_a_line_of_fstab_as_a_unit(helped: Machine, 
     assert helped.show("mnt-x.mount", "SubState") == "mounted"
     assert helped.mounted("/mnt/x")
     helped.sh("systemctl stop mnt-x.mount")
-    assert not our_processes(helped)
+    assert not helped.processes()
 
 
 def test_an_automount_is_mounted_on_first_access_and_unmounted_when_idle(helped: Machine, place: Place) -> None:
@@ -73,7 +69,7 @@ def test_an_automount_is_mounted_on_first_access_and_unmounted_when_idle(helped:
         assert time.monotonic() < deadline, helped.journal()
         time.sleep(0.2)
     helped.wait_for("mnt-x.mount", "SubState", "dead")
-    assert not our_processes(helped)
+    assert not helped.processes()
     assert helped.sh("cat /mnt/x/a | wc -c", timeout=60).strip() == "100000", "and mounted again on the next access"
 
 
@@ -86,8 +82,8 @@ def test_a_busy_mount_stays_and_umount_says_by_whom_and_how_to_go_on(helped: Mac
     assert "umount -l" in done.stderr
     helped.sh("umount -l /mnt/x && kill $(cat /tmp/sleeper)")
     deadline = time.monotonic() + 20
-    while our_processes(helped):
-        assert time.monotonic() < deadline, our_processes(helped)
+    while helped.processes():
+        assert time.monotonic() < deadline, helped.processes()
         time.sleep(0.1)
 
 
@@ -127,4 +123,4 @@ def test_an_ordinary_user_mounts_a_line_that_allows_it(helped: Machine, place: P
     assert "user_id=1000" in shown
     assert "noexec" in shown, "mount(8) adds it for an ordinary user"
     helped.sh(f"umount /home/{USER}/x", user=True)
-    assert not our_processes(helped)
+    assert not helped.processes()

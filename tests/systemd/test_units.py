@@ -55,7 +55,7 @@ def test_a_unit_is_ready_once_the_mount_answers_and_says_how_it_is(train: Machin
     assert train.show("mountkit@train", "ActiveState") == "active"
     assert len(train.sh("ls /mnt/train/d").split()) == len(FILES)
     assert re.match(r"s3://data/\w+ at /mnt/train: ok", train.show("mountkit@train", "StatusText"))
-    assert "mountkit.serve.keeper" in train.sh("ps -o args= -p " + train.show("mountkit@train", "MainPID"))
+    assert "mountkit.serve.keeper" in train.sh(f"cat /proc/{train.show('mountkit@train', 'MainPID')}/cmdline")
     status = json.loads(train.sh("mountkit status /mnt/train --json"))[0]
     assert status["unit"] == "mountkit@train.service"
     assert status["log"] == "journalctl -u mountkit@train.service"
@@ -210,14 +210,17 @@ def test_the_units_are_verified_by_systemd_and_exposed_less_than_5(train: Machin
     assert float(exposure[1]) < 5
 
 
-def test_at_boot_the_mount_is_there_before_a_service_that_needs_it(train: Machine) -> None:
+def test_at_boot_the_mount_is_there_before_a_service_that_needs_it_and_before_docker(train: Machine) -> None:
     need = "[Unit]\nRequires=mountkit@train.service\nAfter=mountkit@train.service\n"
     act = "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'cat /mnt/train/d/* | sha256sum >/var/tmp/seen'\n"
     train.write("/etc/systemd/system/needs.service", f"{need}{act}[Install]\nWantedBy=multi-user.target\n")
-    train.sh("systemctl enable needs.service; rm -f /var/tmp/seen")
+    train.sh("systemctl enable needs.service docker.service; rm -f /var/tmp/seen")
     train.reboot()
     try:
         assert train.sh("cat /var/tmp/seen").startswith(SUM)
         assert train.show("mountkit.target", "ActiveState") == "active"
+        mounted = int(train.show("mountkit@train", "ActiveEnterTimestampMonotonic"))
+        assert 0 < mounted < int(train.show("docker.service", "ExecMainStartTimestampMonotonic"))
     finally:
-        train.sh("systemctl disable needs.service; rm /etc/systemd/system/needs.service")
+        train.sh("systemctl disable --now needs.service docker.service docker.socket containerd.service")
+        train.sh("rm /etc/systemd/system/needs.service")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 
@@ -66,3 +67,11 @@ def test_credentials_come_through_the_users_manager_too(alice: Machine) -> None:
 def test_units_of_the_system_are_not_an_ordinary_users(alice: Machine) -> None:
     done = alice.run("mountkit systemd install mine", user=True)
     assert (done.returncode, done.stderr.splitlines()[0]) == (5, "error: units of the system are root's")
+
+
+def test_somebody_in_the_docker_group_runs_a_container_on_his_mount(alice: Machine, tiny_image: str) -> None:
+    alice.start_engine(tiny_image)
+    run = f"mountkit run --network host --input mine:/data --output {HOME}/out:/out {tiny_image}"
+    alice.sh(f"{run} sh -c 'sha256sum /data/a >/out/sum; id -u'", user=True)
+    assert alice.sh(f"cat {HOME}/out/sum", user=True).startswith(hashlib.sha256(content(5, 300_000)).hexdigest())
+    assert not alice.processes(), "the mount of the run has ended with it"
