@@ -57,6 +57,8 @@ TEST_PROGRAMS = {
     "catatonit": Need("catatonit", "the init process of Podman's containers"),
     "runc": Need("runc", "starts Podman's containers"),
     "s3fs": Need("s3fs", "the other driver, which the tests run"),
+    "systemd-analyze": Need("systemd", "the tests boot it in a container"),
+    "dbus-daemon": Need("dbus", "through which an ordinary user gets a systemd there"),
 }
 """What only the tests need: a program, and the package that has it."""
 

@@ -38,8 +38,9 @@ class Place:
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
-    if not shutil.which("systemd-analyze"):
-        pytest.fail("these tests boot systemd in a container: install the package `systemd`", pytrace=False)
+    for program, package in (("systemd-analyze", "systemd"), ("dbus-daemon", "dbus"), ("docker", "docker.io")):
+        if not shutil.which(program):
+            pytest.fail(f"these tests boot systemd in a container: install the package `{package}`", pytrace=False)
     with Machine() as booted:
         yield booted
 
