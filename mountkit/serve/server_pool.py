@@ -182,7 +182,7 @@ class ServerPool:
         server.channel.close()
         self._hand_out_again(slot)
 
-    async def _await_joins(self, patience_s: float) -> None:
+    async def _await_joins(self, patience_s: float = _JOIN_S) -> None:
         with trio.move_on_after(patience_s):
             await self._all_joined.wait()
         self._joining_is_over = True
