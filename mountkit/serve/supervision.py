@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _PERIOD_S = 10.0
 _JOB_S = 5.0
 _EXTENSION_S = 30.0
+_LONGEST_END_S = 3600.0
+"""An end that takes longer hangs: then systemd may kill us."""
 
 
 class Supervision:
@@ -106,7 +108,7 @@ class Supervision:
 
     @contextlib.asynccontextmanager
     async def stopping(self, what: str) -> AsyncIterator[None]:
-        """While this lasts the manager is asked for patience, however long it takes."""
+        """While this lasts the manager is asked for patience."""
         if self._manager is None:
             yield
             return
@@ -119,9 +121,10 @@ class Supervision:
                 nursery.cancel_scope.cancel()
 
     async def _ask_for_patience(self) -> None:
-        while self._manager:
-            self._manager.tell(f"EXTEND_TIMEOUT_USEC={_EXTENSION_S * 1e6:.0f}")
-            await trio.sleep(_EXTENSION_S / 3)
+        with trio.move_on_after(_LONGEST_END_S):
+            while self._manager:
+                self._manager.tell(f"EXTEND_TIMEOUT_USEC={_EXTENSION_S * 1e6:.0f}")
+                await trio.sleep(_EXTENSION_S / 3)
 
     def failed(self, error: MountkitError) -> int:
         """Leaves the reason in the unit's status; the exit code that tells whether another start may help."""
