@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 import time
+import uuid
 from collections.abc import Iterator
 
 import pytest
 
 from tests.mount.conftest import content
+from tests.servers import SeaweedServer
 from tests.systemd.conftest import Place
 from tests.systemd.machine import Machine
 
@@ -38,11 +40,18 @@ mounts:
 """
 
 
+@pytest.fixture(scope="module")
+def place(seaweed: SeaweedServer) -> Place:
+    """One prefix for all tests of this file: nothing writes to it."""
+    filled = Place(seaweed, seaweed.client(), uuid.uuid4().hex[:10])
+    for key, data in FILES.items():
+        filled.put(key, data)
+    return filled
+
+
 @pytest.fixture
 def train(machine: Machine, place: Place) -> Iterator[Machine]:
     """The mount `train`, installed and running as a unit."""
-    for key, data in FILES.items():
-        place.put(key, data)
     machine.write("/etc/mountkit/mountkit.yaml", project(place))
     machine.write(CREDENTIALS, place.credentials, mode=0o600)
     machine.sh(f"mountkit systemd install train --now --credentials {CREDENTIALS}")
