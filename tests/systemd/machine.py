@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 IMAGE = "mountkit/systemd-test:latest"
 USER, USER_ID = "alice", 1000
 _BOOT_S = 60.0
+_OWNER = "mountkit.test-process"
 _ACCOUNTS = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nmessagebus:x:101:101::/nonexistent:/usr/sbin/nologin\n"
     f"systemd-network:x:102:102::/:/usr/sbin/nologin\n{USER}:x:{USER_ID}:{USER_ID}::/home/{USER}:/bin/sh\n"
@@ -37,7 +38,15 @@ _ACCOUNTS = {
     "etc/fuse.conf": "user_allow_other\n",
     "etc/docker/daemon.json": '{"iptables": false, "ip6tables": false, "bridge": "none"}\n',
 }
-_COPIED = ("/etc/pam.d", "/etc/security", "/etc/nsswitch.conf", "/etc/ld.so.cache", "/etc/login.defs", "/etc/ssl/certs")
+_COPIED = (
+    "/etc/alternatives",
+    "/etc/pam.d",
+    "/etc/security",
+    "/etc/nsswitch.conf",
+    "/etc/ld.so.cache",
+    "/etc/login.defs",
+    "/etc/ssl/certs",
+)
 _LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 _INIT = """
 chmod 666 /dev/fuse && mount --make-rshared / &&
@@ -56,6 +65,7 @@ class Machine:
     def __init__(self) -> None:
         self.name = f"mountkit-systemd-{uuid.uuid4().hex[:8]}"
         _ensure_image()
+        _remove_left_over()
         devices = [path for path in ("/dev/fuse", "/dev/autofs") if os.path.exists(path)]
         shown = {
             "/usr",
@@ -65,7 +75,20 @@ class Machine:
             os.path.dirname(os.path.realpath(sys.executable)),
         }
         command = [
-            *("docker", "run", "--detach", "--tty", "--name", self.name, "--hostname", "tests", "--network", "host"),
+            *(
+                "docker",
+                "run",
+                "--detach",
+                "--tty",
+                "--name",
+                self.name,
+                "--label",
+                f"{_OWNER}={os.getpid()}",
+                "--hostname",
+                "tests",
+                "--network",
+                "host",
+            ),
             *(
                 "--cgroupns",
                 "private",
@@ -210,6 +233,23 @@ def _outermost(paths: set[str]) -> list[str]:
     ]
 
 
+def _remove_left_over() -> None:
+    """Takes away machines whose test run was killed."""
+    listed = [
+        "docker",
+        "ps",
+        "--all",
+        "--filter",
+        f"label={_OWNER}",
+        "--format",
+        f'{{{{.ID}}}} {{{{.Label "{_OWNER}"}}}}',
+    ]
+    for line in subprocess.run(listed, capture_output=True, text=True, check=True).stdout.splitlines():
+        container, owner = line.split()
+        if not os.path.exists(f"/proc/{owner}"):
+            subprocess.run(["docker", "rm", "--force", "--volumes", container], capture_output=True, check=False)
+
+
 def _ensure_image() -> None:
     """Accounts, links and configuration; everything else is bound in."""
     archive = io.BytesIO()
@@ -237,6 +277,9 @@ def _ensure_image() -> None:
                 entry = tarfile.TarInfo(path)
                 entry.type, entry.linkname = tarfile.SYMTYPE, target
                 tar.addfile(entry)
+        masked = tarfile.TarInfo("etc/systemd/system/tmp.mount")  # it would hide a checkout below /tmp
+        masked.type, masked.linkname = tarfile.SYMTYPE, "/dev/null"
+        tar.addfile(masked)
         for path in _COPIED:
             if os.path.exists(path):
                 tar.add(path, path.lstrip("/"))
