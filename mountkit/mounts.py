@@ -117,6 +117,8 @@ def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[st
     from mountkit import notify, processes
 
     settings = _resolved(settings)
+    if settings.driver != drivers.FUSE:
+        _end_kept_session(settings)
     if not notify.handed_over(os.environ) and _already(settings):  # a mount systemd keeps the session of is ours
         raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
     _say(settings)
@@ -128,6 +130,17 @@ def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[st
     os.execve(
         command[0], command, {**processes.environment(), **kept}
     )  # our end closes with us; the message waits in theirs
+
+
+def _end_kept_session(settings: MountSettings) -> None:
+    """A session that systemd kept is the other driver's: it is ended, and systemd starts us again without it."""
+    from mountkit.serve.supervision import Supervision
+
+    supervision = Supervision.from_environment()
+    try:
+        supervision.take_session(settings)
+    except MountError as exc:
+        sys.exit(supervision.starts_anew(exc))
 
 
 def _resolved(settings: MountSettings) -> MountSettings:

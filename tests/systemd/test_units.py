@@ -198,6 +198,16 @@ def test_upgrade_of_a_unit_is_its_restart(train: Machine) -> None:
     assert train.sh("cat /mnt/train/d/* | sha256sum").startswith(SUM)
 
 
+def test_s3fs_is_served_as_a_unit_too(train: Machine, place: Place) -> None:
+    train.write("/etc/mountkit/mountkit.yaml", project(place).replace("no-passthrough: true", "driver: s3fs"))
+    train.run("systemctl restart mountkit@train")  # the session of the other driver does not fit: the next start mounts
+    train.wait_for("mountkit@train", "ActiveState", "active")
+    assert json.loads(train.sh("mountkit status /mnt/train --json"))[0]["driver"] == "s3fs"
+    assert train.sh("cat /mnt/train/d/* | sha256sum").startswith(SUM)
+    train.sh("systemctl stop mountkit@train")
+    assert train.run("grep s3fs /proc/mounts").returncode == 1
+
+
 def test_an_installation_repeated_changes_nothing_and_a_changed_unit_is_shown_first(
     train: Machine, place: Place
 ) -> None:
