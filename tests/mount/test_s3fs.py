@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,26 @@ def test_the_same_command_mounts_by_s3fs_and_every_byte_is_right(bucket: Bucket,
     assert status["log"] in text
     mountkit.unmount(root)
     wait_until(lambda: not mountkit.processes())
+
+
+def test_random_parallel_and_mapped_reads_are_right(bucket: Bucket, mountkit: CommandLine) -> None:
+    """What the first mount's reading tests ask of a file, where s3fs can answer; docs/s3fs.md lists where it cannot."""
+    data = content(5, 9_000_000)
+    bucket.put("large", data)
+    root = mountkit.mount(bucket.source, *_S3FS)
+    offsets = [(n * 7_919_317) % (len(data) - 70_000) for n in range(60)]
+
+    def right(offset: int) -> bool:
+        with open(root / "large", "rb") as file:
+            return os.pread(file.fileno(), 70_000, offset) == data[offset : offset + 70_000]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(right, offsets))
+    with open(root / "large", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped[-100_000:] == data[-100_000:]
+        assert hashlib.sha256(mapped).digest() == hashlib.sha256(data).digest()
+    with pytest.raises(FileNotFoundError):
+        (root / "not-there").read_bytes()
 
 
 def test_options_become_s3fs_options_and_secrets_are_in_no_argument(bucket: Bucket, mountkit: CommandLine) -> None:
