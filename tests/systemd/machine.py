@@ -37,6 +37,9 @@ _ACCOUNTS = {
     "etc/fstab": "",
     "etc/fuse.conf": "user_allow_other\n",
     "etc/docker/daemon.json": '{"iptables": false, "ip6tables": false, "bridge": "none"}\n',
+    # An engine without a bridge takes away the one it finds: in the host's network that is the host engine's.
+    "etc/systemd/system/docker.service.d/network.conf": "[Service]\nExecStart=\nExecStart=/usr/bin/unshare --net -- "
+    "/usr/sbin/dockerd -H fd:// --containerd=/run/containerd/containerd.sock\n",
 }
 _COPIED = (
     "/etc/alternatives",
