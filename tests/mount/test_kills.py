@@ -382,6 +382,7 @@ def test_only_the_mover_knows_the_secret(bucket: Bucket, mountkit: CommandLine) 
     assert _holds(status["mover_pid"], secret), "the search does not find it where it must be"
     for pid in (status["keeper_pid"], *status["server_pids"]):
         assert not _holds(pid, secret)
+    for pid in (status["keeper_pid"], status["mover_pid"], *status["server_pids"]):
         # Undumpable: its descriptors, the sealed credentials among them, are closed to other processes of this user.
         assert _dumpable(pid) is False
     for pid in mountkit.processes():
