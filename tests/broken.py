@@ -199,7 +199,7 @@ MUTATIONS = [
         "mover/process.py",
         "    processes.hide()\n",
         "",
-        "tests/mount/test_kills.py::test_only_the_mover_knows_the_secret",
+        "tests/unit/test_processes.py",
     ),
     # ---- store
     Mutation(
