@@ -12,7 +12,7 @@ import os
 from mountkit import places
 from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import ObjectRow
-from mountkit.errors import UsageError
+from mountkit.errors import HostError, UsageError
 
 _MAX_FILES = 10_000_000
 
@@ -30,9 +30,12 @@ class Trace:
         return f"<Trace {'off' if self._opened is None else len(self._opened)}>"
 
     def start(self) -> None:
-        """Begins anew, also where one is running."""
+        """Begins anew, also where one is running. Raises HostError where the disk takes no mark."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(places.TRACE_MARK, flags, 0o600, dir_fd=self._state_fd))
+        try:
+            os.close(os.open(places.TRACE_MARK, flags, 0o600, dir_fd=self._state_fd))
+        except OSError as exc:
+            raise HostError(f"the cache directory takes no trace: {os.strerror(exc.errno or 0)}", "") from exc
         self._opened = {}
 
     def opened(self, row: ObjectRow) -> None:
@@ -50,5 +53,6 @@ class Trace:
         return [os.fsdecode(path) for path in paths if path is not None]
 
     def _unmark(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        # On a disk that fails a mark may stay: servers then tell of some opens that nobody asked for.
+        with contextlib.suppress(OSError):
             os.unlink(places.TRACE_MARK, dir_fd=self._state_fd)
