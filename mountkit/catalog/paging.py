@@ -38,7 +38,7 @@ def stretch(
     make: MakeObject | None,
 ) -> DirectoryPage:
     """Up to `limit` entries of the directory `local` with stored names in (after, through]; done if that was all of a
-    `whole` directory. Without `make` they are names and kinds only, at a quarter of the cost."""
+    `whole` directory. Without `make` they are names and kinds only, at less than half of the cost."""
     entries: list[DirectoryEntry] = []
     sql = _NAMES if make is None else _WITH_OBJECTS
     while True:
