@@ -73,6 +73,7 @@ class Presentation:
     passthrough: bool
     data_budget_s: float = 60.0
     metadata_budget_s: float = 10.0
+    writable: bool = False
 
 
 class _File(NamedTuple):
@@ -96,8 +97,9 @@ class InputFileSystem:
         self._hinted: OrderedDict[int, int] = OrderedDict()
         self._doubted = trio.Event()
         """Set when the catalog could not be read."""
-        self._file_mode = stat.S_IFREG | (0o444 & ~show.umask)
-        self._directory_mode = stat.S_IFDIR | (0o555 & ~show.umask)
+        write = 0o200 if show.writable else 0
+        self._file_mode = stat.S_IFREG | ((0o444 | write) & ~show.umask)
+        self._directory_mode = stat.S_IFDIR | ((0o555 | write) & ~show.umask)
 
     # ---- lookup, getattr -----------------------------------------------------------------------------------
     def lookup_now(self, parent: int, name: bytes, *, fresh_after: float | None = None) -> Found | None:
@@ -155,6 +157,15 @@ class InputFileSystem:
         except CatalogUnavailable:
             self._doubted.set()
             raise FileSystemError(errno.EIO) from None
+
+    def found_of(self, row: ObjectRow, timeout_s: float) -> Found:
+        """What a lookup of this object version answers."""
+        file = self._remember(row)
+        return self._found_file(file, timeout_s, sealed=self._is_sealed(file))
+
+    def note_doubt(self) -> None:
+        """The catalog could not be read: the mover shall look at it."""
+        self._doubted.set()
 
     # ---- directories ---------------------------------------------------------------------------------------
     def entries_now(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry] | None:

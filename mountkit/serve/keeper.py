@@ -22,7 +22,7 @@ from mountkit import errors, ipc, logs, mountinfo, places, processes
 from mountkit.config import MountSettings
 from mountkit.errors import HostError, MountBusy, MountError, MountkitError
 from mountkit.ipc import Channel, ChannelClosed, Message
-from mountkit.serve import locks, session
+from mountkit.serve import locks, session, writer_lock
 from mountkit.serve.control import Control
 from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
@@ -53,6 +53,8 @@ class Keeper:
         with contextlib.ExitStack() as stack:
             state_fd = places.open_state(self.settings.cache_directory, self.settings.state_name)
             stack.callback(os.close, state_fd)
+            if self.settings.outputs is not None:
+                writer_lock.check(state_fd, str(self.settings.source))
             if report is not None:
                 logs.to_state_directory(state_fd)
             shared_fd = SharedMemory.create()
@@ -132,7 +134,9 @@ class Keeper:
 
     def _mount(self) -> Session:
         s = self.settings
-        mounted = session.mount(s.directory, source=str(s.source), allow_other=s.allow_other)
+        mounted = session.mount(
+            s.directory, source=str(s.source), allow_other=s.allow_other, writable=s.outputs is not None
+        )
         os.set_inheritable(mounted.fd, False)
         return mounted
 

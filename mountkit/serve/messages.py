@@ -84,6 +84,12 @@ def opened(unique: int, handle: int, flags: int, backing_id: int = 0) -> bytes:
     return _OPEN_OUT.pack(_OPEN_OUT.size, 0, unique, handle, flags, backing_id)
 
 
+def entry_record(values: Attributes, entry_s: float, attributes_s: float) -> bytes:
+    """The body of an answer that names an inode."""
+    (s, ns), (attr_s, attr_ns) = _timeout(entry_s), _timeout(attributes_s)
+    return _ENTRY.pack(values.inode, 0, s, attr_s, ns, attr_ns) + _ATTR.pack(*_attr(values))
+
+
 def failed(unique: int, errno: int) -> bytes:
     """Answer to anything: it failed with `errno` (positive), or is done where `errno` is 0."""
     return OUT_HEADER.pack(OUT_HEADER.size, -errno, unique)

@@ -167,25 +167,25 @@ class Responder:
                 del self._listing_started[next(iter(self._listing_started))]
         fresh_after = self._listing_started[inode]
 
-        def answer(entries: list[DirectoryEntry]) -> None:
-            pieces, room = [], size
-            for e in entries:
-                record = messages.directory_entry(e.name, e.cookie, e.attributes, e.timeout_s)
-                room -= len(record)
-                if room < 0:
-                    break
-                pieces.append(record)
-            data = b"".join(pieces)
-            self._wire.send(messages.data_header(unique, len(data)), data)
-
         async def wait() -> None:
-            answer(await self._files.entries(inode, cookie, fresh_after=fresh_after))
+            self._send_entries(unique, size, await self._files.entries(inode, cookie, fresh_after=fresh_after))
 
         entries = self._files.entries_now(inode, cookie, fresh_after=fresh_after)
         if entries is not None:
-            answer(entries)
+            self._send_entries(unique, size, entries)
         else:
             self._start(unique, pid, wait)
+
+    def _send_entries(self, unique: int, size: int, entries: list[DirectoryEntry]) -> None:
+        pieces, room = [], size
+        for e in entries:
+            record = messages.directory_entry(e.name, e.cookie, e.attributes, e.timeout_s)
+            room -= len(record)
+            if room < 0:
+                break
+            pieces.append(record)
+        data = b"".join(pieces)
+        self._wire.send(messages.data_header(unique, len(data)), data)
 
     # ---- inside --------------------------------------------------------------------------------------------
     def _guarded(self, operation: RawHandler) -> RawHandler:

@@ -23,6 +23,9 @@ from mountkit.ipc import Channel, ChannelClosed
 from mountkit.serve import fuse, succession
 from mountkit.serve.input_fs import InputFileSystem, Presentation
 from mountkit.serve.mover_link import MoverLink
+from mountkit.serve.output_responder import OutputResponder
+from mountkit.serve.output_upkeep import Upkeep
+from mountkit.serve.outputs import open_outputs
 from mountkit.serve.responder import Responder
 from mountkit.serve.server_pool import MISMATCH
 from mountkit.serve.shared import SharedMemory
@@ -80,11 +83,27 @@ async def _main(channel_fd: int) -> int:
         body["passthrough"],
         settings.data_budget_s,
         settings.metadata_budget_s,
+        writable=settings.outputs is not None,
     )
     mover = MoverLink(body["mover_socket"])
     cache = CacheReader.open(state_fd)
-    files = InputFileSystem(CatalogView.open(state_fd), cache, mover, show, counters)
+    view = CatalogView.open(state_fd)
+    files = InputFileSystem(view, cache, mover, show, counters)
     responder = Responder(wire, files, shared, slot)
+    upkeep: Upkeep | None = None
+    if settings.outputs is not None:
+        outputs, upkeep = open_outputs(
+            state_fd,
+            files,
+            view,
+            mover,
+            show,
+            settings.outputs,
+            directory=settings.directory,
+            source=str(settings.source),
+            first=body["first"],
+        )
+        responder = OutputResponder(wire, outputs, files, shared, slot, passthrough=body["passthrough"])
     wire.answer_raw(responder.handlers())
     # Not `fuse_fd` itself: under that number libfuse finds a socket while it is handed a request.
     state = succession.State(body, [wire.kernel, *start.fds[1:]], channel)
@@ -105,6 +124,8 @@ async def _main(channel_fd: int) -> int:
         nursery.start_soon(files.voice_doubts)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
+        if upkeep is not None:
+            nursery.start_soon(upkeep.run)
         nursery.start_soon(report_ready)
         nursery.start_soon(succession.follow_keeper, state)
         await fuse.serve(wire, files, fuse_fd)

@@ -63,9 +63,16 @@ def _user_allow_other() -> bool:
         return False
 
 
-def mount(directory: str, *, source: str, allow_other: bool) -> Session:
+def mount(directory: str, *, source: str, allow_other: bool, writable: bool = False) -> Session:
     """Mounts at `directory` and takes the kernel's INIT request. Raises MountError."""
-    options = ["ro", "nosuid", "nodev", "default_permissions", f"fsname={_escape(source)}", "subtype=mountkit"]
+    options = [
+        "rw" if writable else "ro",
+        "nosuid",
+        "nodev",
+        "default_permissions",
+        f"fsname={_escape(source)}",
+        "subtype=mountkit",
+    ]
     if allow_other:
         options.append("allow_other")
     ours, theirs = socket.socketpair()

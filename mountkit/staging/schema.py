@@ -85,26 +85,41 @@ CREATE TABLE part (
 def open_journal(directory_fd: int, more_tables: str = "") -> sqlite3.Connection:
     """A connection to the journal of the state directory, made if there is none; `more_tables` are the server's own.
 
+    The mover may have made the file first: then the server's tables are added to it.
+
     Raises sqlite3.Error; ValueError on a journal of another format.
     """
     uri = f"file:/proc/self/fd/{directory_fd}/{FILE}?mode=rwc"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_PATIENCE_S)
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = OFF")  # synced together with the staging files, once a second
+        # In WAL mode no commit syncs: the server does, together with the staging files, once a second (`checkpoint`).
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute("BEGIN IMMEDIATE")
         (found,) = db.execute("PRAGMA user_version").fetchone()
         if found == 0:
-            for statement in filter(str.strip, (_TABLES + more_tables).split(";")):
-                db.execute(statement)
+            _make(db, _TABLES)
             db.execute(f"PRAGMA user_version = {FORMAT}")
         elif found != FORMAT:
             raise ValueError(f"the journal has format {found}, not {FORMAT}")
+        if more_tables and not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'node'").fetchone():
+            _make(db, more_tables)
         db.execute("COMMIT")
     except BaseException:
         db.close()
         raise
     return db
+
+
+def checkpoint(db: sqlite3.Connection) -> None:
+    """Moves what is in the write-ahead log into the file, both synced. A connection of its own: it may take a while."""
+    db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+
+def _make(db: sqlite3.Connection, statements: str) -> None:
+    for statement in filter(str.strip, statements.split(";")):
+        db.execute(statement)
 
 
 def exists(directory_fd: int) -> bool:
