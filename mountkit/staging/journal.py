@@ -114,16 +114,7 @@ class Journal:
         done = self.db.execute(
             "UPDATE operation SET size = ?, mtime_ns = ?, ctime_ns = ?, metadata = ?, live = ?"
             " WHERE seq = ? AND state = ? AND kind = ? AND key = ? AND file IS ?",
-            (
-                *stamp,
-                json.dumps(metadata),
-                int(live),
-                seq,
-                int(OperationState.PENDING),
-                int(OperationKind.PUT),
-                key,
-                file,
-            ),
+            (*stamp, json.dumps(metadata), int(live), seq, pending, put, key, file),
         )
         self._queued = True
         return done.rowcount > 0
