@@ -14,6 +14,8 @@
         ├── CredentialsError        there are none, or the server does not know or accept them
         ├── BucketMissing           no such bucket
         ├── WrongRegion             the bucket lives elsewhere; carries where
+        ├── UploadMissing           the multipart upload (or a part of it) is not there, or not any more
+        ├── StoreFull               a quota or the server's disk leaves no room
         ├── ObjectArchived          the object must be restored before it can be read
         ├── BadAnswer               the answer contradicts the request (length, range, ETag, XML)
         └── StoreUnavailable        no usable answer: refused, timed out, 5xx, SlowDown; worth a retry
@@ -105,6 +107,14 @@ class WrongRegion(StoreError):
     def __init__(self, sentence: str, hint: str = "", *, region: str = "") -> None:
         super().__init__(sentence, hint)
         self.region = region
+
+
+class UploadMissing(StoreError):
+    pass
+
+
+class StoreFull(StoreError):
+    errno = errno.ENOSPC
 
 
 class ObjectArchived(StoreError):

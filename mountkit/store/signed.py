@@ -1,12 +1,13 @@
 """Signed plain HTTP: any request, any key, with status, headers and error document at hand.
 
-Listings, HEADs, odd keys and second opinions go this way; hot GETs go through obstore. One request is one attempt: no
-retry, no redirect followed. Safe for threads; connections are kept alive.
+Listings, HEADs, all writing, odd keys and second opinions go this way; hot GETs go through obstore. One request is one
+attempt: no retry, no redirect followed. Safe for threads; connections are kept alive.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from mountkit.store import answers
 from mountkit.store.access import Access, Wallet
 from mountkit.store.answers import Asked
 from mountkit.store.keys import quoted
+from mountkit.store.payload import Payload
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 USER_AGENT = f"mountkit/{__version__}"
 _MAX_DOCUMENT_BYTES = 64 << 20
 _CONNECTIONS = 64
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class Timeouts:
     """As `stall_s`, for HEADs and listings."""
     document_s: float = 60.0
     """For a whole listing page."""
+    write_s: float = 60.0
+    """Until the answer to bytes that were sent."""
+    copy_s: float = 300.0
+    """The same where the store has to copy or put together what may be 5 GB."""
 
 
 class SignedHTTP:
@@ -75,10 +82,48 @@ class SignedHTTP:
                 raise self.refusal(asked, response)
             return self._body(asked, response, deadline)
 
+    def written(
+        self,
+        method: str,
+        asked: Asked,
+        *,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        payload: Payload | None = None,
+        slow: bool = False,
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Headers and body of the answer to a write, which is a success also by its body: S3 says 200 to some before
+        it knows, and then sends an error document. `slow` ones take the store minutes."""
+        limit_s = self._timeouts.copy_s if slow else self._timeouts.write_s
+        response = self.send(method, asked, query=query, signed=headers, payload=payload, wait_s=limit_s)
+        with _closing(response):
+            if response.status >= 300:
+                raise self.refusal(asked, response)
+            body = self._body(asked, response, time.monotonic() + limit_s)
+            if error := answers.error_in(asked, response.headers, body):
+                raise error
+            return response.headers, body
+
+    @property
+    def signs_payloads(self) -> bool:
+        """Whether the bytes themselves are signed: TLS protects them as well, and costs less."""
+        return not self.access.is_tls
+
     def send(
-        self, method: str, asked: Asked, *, query: str = "", headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        asked: Asked,
+        *,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        signed: Mapping[str, str] | None = None,
+        payload: Payload | None = None,
+        wait_s: float | None = None,
     ) -> BaseHTTPResponse:
-        """The answer, whatever its status, its body unread: read or close it. Raises StoreError for no answer."""
+        """The answer, whatever its status, its body unread: read or close it. Raises StoreError for no answer.
+
+        `signed` are headers that belong under the signature (all of x-amz-*); `headers` need not.
+        """
         base = urlsplit(self.access.base)
         path = base.path if asked.key is None else f"{base.path}/{quoted(asked.key)}"
         target = f"{path or '/'}{'?' if query else ''}{query}"
@@ -86,9 +131,11 @@ class SignedHTTP:
         every = {
             "User-Agent": USER_AGENT,
             "Accept-Encoding": "identity",
-            **self._signature(method, url),
+            **self._signature(method, url, signed or {}, payload),
             **(headers or {}),
         }
+        if payload is not None:
+            every["Content-Length"] = str(payload.size)
         if self._absolute:
             # What the manager would add. An absolute URL also has its `.` and `..` segments normalised by urllib3: keys
             # that hold those cannot be read through a proxy without TLS (the signature or the ETag would not fit).
@@ -99,10 +146,11 @@ class SignedHTTP:
             return pool.urlopen(
                 method,
                 url if self._absolute else target,
+                body=payload.body() if payload is not None else None,
                 headers=every,
                 retries=False,
                 redirect=False,
-                timeout=self._timeout(about_names=method == "HEAD" or asked.key is None),
+                timeout=self._timeout(wait_s, about_names=method == "HEAD" or asked.key is None),
                 assert_same_host=False,
                 preload_content=False,
                 decode_content=False,
@@ -110,9 +158,11 @@ class SignedHTTP:
         except (http.HTTPError, OSError) as exc:
             raise answers.unreached(asked, exc) from exc
 
-    def _timeout(self, *, about_names: bool) -> urllib3.Timeout:
+    def _timeout(self, wait_s: float | None, *, about_names: bool) -> urllib3.Timeout:
         times = self._timeouts
-        return urllib3.Timeout(connect=times.connect_s, read=times.answer_s if about_names else times.stall_s)
+        if wait_s is None:
+            wait_s = times.answer_s if about_names else times.stall_s
+        return urllib3.Timeout(connect=times.connect_s, read=wait_s)
 
     def refusal(self, asked: Asked, response: BaseHTTPResponse) -> StoreError:
         """The error for an answer that is no success; reads its body."""
@@ -145,14 +195,26 @@ class SignedHTTP:
                 raise StoreUnavailable(f"{asked.endpoint} took too long to answer")
         return b"".join(pieces)
 
-    def _signature(self, method: str, url: str) -> dict[str, str]:
+    def _signature(self, method: str, url: str, given: Mapping[str, str], payload: Payload | None) -> dict[str, str]:
         """The headers that S3 wants signed, and the signature over them; Range and the like may stay outside."""
-        headers = {"x-amz-request-payer": "requester"} if self.access.requester_pays else {}
+        headers = {**given, **({"x-amz-request-payer": "requester"} if self.access.requester_pays else {})}
         if not self._wallet.signs:
             return headers
         request = AWSRequest(method, url, headers=headers)
-        S3SigV4Auth(self._wallet.current(), "s3", self.access.region).add_auth(request)
+        sha256 = payload.sha256 if payload is not None else _EMPTY_SHA256
+        _Signer(sha256, self._wallet.current(), "s3", self.access.region).add_auth(request)
         return {str(name): str(value) for name, value in request.headers.items()}
+
+
+class _Signer(S3SigV4Auth):
+    """botocore's signature, over a body whose hash is known."""
+
+    def __init__(self, sha256: str, *args: Any) -> None:
+        super().__init__(*args)
+        self._sha256 = sha256
+
+    def payload(self, _request: AWSRequest) -> str:
+        return self._sha256
 
 
 def _broken(asked: Asked, exc: http.HTTPError | OSError) -> StoreError:
