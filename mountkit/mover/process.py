@@ -102,12 +102,13 @@ async def _serve(channel: Channel, start: Message) -> None:
     catalog = Catalog.open(state_fd, settings.source.prefix)
     for warning in (*cache.warnings, *catalog.warnings):
         log.warning("%s", warning)
-    service = Service(settings, catalog, cache, store, region)
+    service = Service(settings, catalog, cache, store, region, state_fd)
     peers = _Peers()
     try:
         async with ipc.listening(socket_path) as listener, trio.open_nursery() as nursery:
             await nursery.start(service.lister.run)
             await nursery.start(service.fetcher.run)
+            nursery.start_soon(service.outputs.run)
             nursery.start_soon(Housekeeper(settings, catalog, cache, service.fetcher).run)
             nursery.start_soon(ipc.serve, listener, lambda peer: _answer(peer, service, peers))
             await channel.send({"pid": os.getpid(), "region": region})

@@ -19,6 +19,7 @@ from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
 from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
+from mountkit.mover.outputs import Outputs
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
 from mountkit.mover.sweeper import Sweeper
@@ -41,6 +42,7 @@ class Service:
         cache: CacheWriter,
         store: RetryingStore,
         region: str,
+        state_fd: int,
     ) -> None:
         self._settings, self._catalog, self._cache, self._store = settings, catalog, cache, store
         self._region = region
@@ -56,6 +58,7 @@ class Service:
             on_landed=self._landed,
         )
         store.on_slow_down = self._queue.slow_down
+        self.outputs = Outputs(settings, state_fd, store, catalog, self.lister, self.fetcher)
         self._readahead = Readahead()
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
         self._orders: list[Warmer] = []
@@ -84,6 +87,7 @@ class Service:
             "check": self._check,
             "doubt": self._doubt,
             "stats": self._stats,
+            **self.outputs.operations,
         }
 
     async def handle(self, request: Message, progress: Progress) -> Message | dict[str, Any]:
@@ -275,10 +279,13 @@ class Service:
             self._cache_trouble(exc)
         queue = self._queue.statistics()
         reasons = [text for text in (self.lister.unreachable or self._store.trouble, self._trouble) if text]
+        outputs, more = self.outputs.statistics()
+        reasons += more
         return {
             "pid": os.getpid(),
             "degraded": reasons,
             "cache": usage,
+            "outputs": outputs,
             "requests": asdict(self._store.statistics()),
             "mover": {"queue": asdict(queue), "errors": self._errors, "last_error": self._last_error},
         }

@@ -149,6 +149,7 @@ class Control:
             "passthrough_reason": self._why_no_passthrough(),
             "reads": reads,
             "cache": mover.get("cache", {}),
+            "outputs": mover.get("outputs", {}),
             "requests": mover.get("requests", {}),
             "mover": mover.get("mover", {}),
             "restarts": {"server": self._servers.restarts, "mover": self._mover.restarts},

@@ -57,8 +57,13 @@ class OperationState(IntEnum):
 
 # setting.value: JSON; the options of the writable mount that the mover needs (config.OutputSettings).
 # file.base_*: the object version its bytes were taken from, when an object is opened to be changed; digests: 16 bytes
-#   (blake2b) for each `base_part_bytes` of it, so that parts which did not change are copied inside the bucket.
-# operation.metadata: JSON: mtime_ns, mode, uid, gid, symlink (true), content_type, xattrs {name: hex}.
+#   (of the SHA-256) for each `base_part_bytes` of it: parts which did not change are copied inside the bucket. The
+#   mover writes them, also of what it has put itself.
+# operation.metadata: JSON: mtime_ns, mode, uid, gid, symlink (true), content_type, xattrs {name: hex}; with
+#   --no-clobber if_match: the ETag that the mount showed under this name, "" for none.
+# operation.file: NULL for the marker of a directory, which has no bytes.
+# operation.checksum: as the store confirmed it, `crc32c:BASE64`.
+# operation.upload_id: "" while a multipart upload is about to be begun: there may be one that nobody knows.
 # operation.queued_at: time.time(); the mover lets a PUT lie for a moment, because much is replaced within a second.
 # operation.error: MountkitError.to_json().
 # part: of a multipart upload that is under way, as the store has confirmed them.
@@ -72,8 +77,8 @@ CREATE TABLE operation (
     size INTEGER NOT NULL DEFAULT 0, mtime_ns INTEGER NOT NULL DEFAULT 0, ctime_ns INTEGER NOT NULL DEFAULT 0,
     live INTEGER NOT NULL DEFAULT 0, metadata TEXT, source_key BLOB, source_etag TEXT,
     ordered INTEGER NOT NULL DEFAULT 0, queued_at REAL NOT NULL, state INTEGER NOT NULL DEFAULT 0,
-    etag TEXT, version_id TEXT, error TEXT, started_at REAL, finished_at REAL, sent_bytes INTEGER NOT NULL DEFAULT 0,
-    upload_id TEXT, upload_part_bytes INTEGER);
+    etag TEXT, version_id TEXT, checksum TEXT, error TEXT, started_at REAL, finished_at REAL,
+    sent_bytes INTEGER NOT NULL DEFAULT 0, upload_id TEXT, upload_part_bytes INTEGER);
 CREATE INDEX operation_open ON operation (seq) WHERE state IN (0, 1, 3);
 CREATE INDEX operation_key ON operation (key, seq);
 CREATE TABLE part (

@@ -112,7 +112,19 @@ class Chunks(Protocol):
         ...
 
 
-Data = bytes | bytearray | memoryview | Chunks
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """Bytes whose SHA-256 somebody has computed already."""
+
+    data: bytes | Chunks
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        return len(self.data) if isinstance(self.data, bytes) else self.data.size
+
+
+Data = bytes | bytearray | memoryview | Hashed | Chunks
 
 
 class Store(Protocol):

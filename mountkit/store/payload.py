@@ -12,7 +12,7 @@ from typing import Any
 
 from awscrt.checksums import crc32c
 
-from mountkit.store.api import Chunks, Data, Part
+from mountkit.store.api import Chunks, Data, Hashed, Part
 
 CRC32C = "crc32c:"
 UNSIGNED = "UNSIGNED-PAYLOAD"
@@ -25,16 +25,17 @@ class Payload:
 
     def __init__(self, data: Data, *, signed: bool = True, md5: bool = False) -> None:
         """`signed`: with the SHA-256 that a signature over the bytes needs."""
-        self._data = data
+        known = data.sha256 if isinstance(data, Hashed) else ""
+        self._data = data.data if isinstance(data, Hashed) else data
         self.size = len(data) if isinstance(data, bytes | bytearray | memoryview) else data.size
         sha256, digest, crc = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
         for piece in self._pieces():
             crc = crc32c(piece, crc)
-            if signed:
+            if signed and not known:
                 sha256.update(piece)
             if md5:
                 digest.update(piece)
-        self.sha256 = sha256.hexdigest() if signed else UNSIGNED
+        self.sha256 = (known or sha256.hexdigest()) if signed else UNSIGNED
         self.crc32c = base64.b64encode(crc.to_bytes(4, "big")).decode()
         self.md5 = base64.b64encode(digest.digest()).decode() if md5 else ""
 

@@ -54,11 +54,11 @@ async def _silent(_: dict[str, Any]) -> None:
 
 
 @asynccontextmanager
-async def serving(catalog: Catalog, cache: CacheWriter) -> AsyncIterator[Bench]:
+async def serving(catalog: Catalog, cache: CacheWriter, state_fd: int = -1) -> AsyncIterator[Bench]:
     inner = SteppedStore()
     store = RetryingStore(inner)
     settings = MountSettings(BucketURL("b"), "/d", "/c", "i")
-    service = Service(settings, catalog, cache, store, "")
+    service = Service(settings, catalog, cache, store, "", state_fd)
     async with trio.open_nursery() as nursery:
         await nursery.start(service.lister.run)
         await nursery.start(service.fetcher.run)
