@@ -16,7 +16,7 @@ UNIQUE_RESEND = 1 << 63
 
 NOTIFY_INVAL_ENTRY, NOTIFY_RESEND = 3, 7
 FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH = 1 << 1, 1 << 5, 1 << 7
-INIT_EXT = 1 << 30
+HANDLE_KILLPRIV_V2, INIT_EXT = 1 << 28, 1 << 30
 PASSTHROUGH_FLAG2 = 1 << 5  # FUSE_PASSTHROUGH is bit 37 of the 64 flags
 MAX_STACK_DEPTH = 2
 
@@ -134,11 +134,17 @@ def kernel_offers_passthrough(init_request: bytes) -> bool:
     return bool(flags & INIT_EXT and flags2 & PASSTHROUGH_FLAG2)
 
 
-def patched_init_reply(reply: bytes, *, passthrough: bool) -> bytes:
-    """libfuse's answer to INIT with what it cannot say: more requests in the background, and passthrough."""
+def patched_init_reply(reply: bytes, *, passthrough: bool, writable: bool = False) -> bytes:
+    """libfuse's answer to INIT with what it cannot say: more requests in the background, and passthrough.
+
+    A writable mount promises to clear set-user-id bits itself (it is mounted nosuid): else the kernel asks for
+    `security.capability` before every single write, also in passthrough.
+    """
     patched = bytearray(reply)
     fields = list(_INIT_OUT.unpack_from(patched, OUT_HEADER.size))
     fields[4], fields[5] = 64, 48  # max_background, congestion_threshold
+    if writable:
+        fields[3] |= HANDLE_KILLPRIV_V2
     if passthrough:
         fields[3] |= INIT_EXT
         fields[10] |= PASSTHROUGH_FLAG2

@@ -70,6 +70,7 @@ async def _main(channel_fd: int) -> int:
         bytes.fromhex(body["init"]),
         first=body["first"],
         passthrough=body["passthrough"],
+        writable=settings.outputs is not None,
         expected_shape=body.get("shape"),
         on_ready=on_ready,
         before_wait=before_wait,

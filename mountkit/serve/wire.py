@@ -50,6 +50,7 @@ class Wire:
         *,
         first: bool,
         passthrough: bool,
+        writable: bool = False,
         expected_shape: Sequence[int] | None = None,
         on_ready: Callable[[tuple[int, ...]], None],
         before_wait: Callable[[], None],
@@ -59,7 +60,8 @@ class Wire:
         os.set_blocking(self.kernel, False)
         self.buffer = bytearray(_BUFFER_BYTES)
         self.resent = 0
-        self._fd, self._init, self._first, self._passthrough = fd, init, first, passthrough
+        self._fd, self._init, self._first = fd, init, first
+        self._passthrough, self._writable = passthrough, writable
         self._expected = tuple(expected_shape) if expected_shape else None
         self._on_ready, self._before_wait, self._note_request = on_ready, before_wait, note_request
         self._handlers: Mapping[int, RawHandler] = {}
@@ -166,7 +168,7 @@ class Wire:
                 self._answer_init(reply)
 
     def _answer_init(self, reply: bytes) -> None:
-        patched = messages.patched_init_reply(reply, passthrough=self._passthrough)
+        patched = messages.patched_init_reply(reply, passthrough=self._passthrough, writable=self._writable)
         shape = messages.init_reply_shape(patched)
         if self._expected is not None and shape != self._expected:
             raise InitMismatch(f"libfuse negotiates {shape}, the session runs with {self._expected}")
