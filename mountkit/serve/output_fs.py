@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -144,7 +145,7 @@ class OutputFileSystem:
         self._touch(directory, thinned=True)
 
     def _remove_directory(self, directory: Node, place: Place, node: Node) -> None:
-        if not self._is_empty(node):
+        if not self.is_empty(node):
             raise FileSystemError(errno.ENOTEMPTY)
         key = self.publisher.key(directory.id, place.name)
         seq = self.publisher.remove_directory(node, key)
@@ -155,16 +156,24 @@ class OutputFileSystem:
             self._mark_gone(directory, place.name)
         self._tree.change(node.id, names=0, seq=None)
 
-    def _is_empty(self, node: Node) -> bool:
+    def is_empty(self, node: Node) -> bool:
+        """Whether a directory has no names. Raises MustAsk."""
         if any(child is not None and not child.derived for _, child in self._tree.children(node.id)):
             return False
-        now = int(time.time_ns())
-        handle, cookie = -now, 0
+        return not self._entries(node, limit=1)
+
+    def _entries(self, directory: Node, limit: int = sys.maxsize) -> list[bytes]:
+        """The names in a directory, at least `limit` of them where there are so many. Raises MustAsk."""
+        handle, cookie = -time.time_ns(), 0
+        found: list[bytes] = []
         self.names.open_directory(handle)
         try:
-            return not self.names.entries(node, handle, cookie)
+            while len(found) < limit and (page := self.names.entries(directory, handle, cookie)):
+                found += [entry.name for entry in page]
+                cookie = page[-1].cookie
         finally:
             del self.names.readings[handle]
+        return found
 
     def _remove(self, directory: Node, place: Place) -> None:
         """The name is gone, and its object shall be."""
@@ -299,7 +308,7 @@ class OutputFileSystem:
         pending = [node]
         while pending:
             directory = pending.pop()
-            for name in self._names_in(directory):
+            for name in self._entries(directory):
                 place = self.names.find(directory, name)
                 if place.is_directory and place.node is not None:
                     self._tree.change(place.node.id, derived=0)
@@ -309,17 +318,6 @@ class OutputFileSystem:
 
     def _old_catalog_id(self, node: Node) -> int | None:
         return None if time.time() - (node.made_at or 0.0) < self.show.ttl_s else self.names.catalog_id(node)
-
-    def _names_in(self, directory: Node) -> list[bytes]:
-        handle, cookie, found = -time.time_ns(), 0, []
-        self.names.open_directory(handle)
-        try:
-            while page := self.names.entries(directory, handle, cookie):
-                found += [entry.name for entry in page]
-                cookie = page[-1].cookie
-        finally:
-            del self.names.readings[handle]
-        return found
 
     async def _ask_tree(self, directory: int) -> None:
         answer = await self._call("tree", budget_s=_STAGE_S, directory=directory)

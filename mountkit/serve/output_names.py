@@ -335,13 +335,6 @@ class Names:
         known = self.known_now(directory, entry.name)
         return known is not None and known.object is not None and known.object.etag == node.etag
 
-    def is_empty_now(self, directory: Node) -> bool:
-        """Whether nothing is in a directory, as far as is known here; False where the bucket would have to be asked."""
-        try:
-            return not self.entries(directory, -1, 0)
-        except (MustAsk, FileSystemError):
-            return False
-
     def forget_catalog_ids(self) -> None:
         """After a directory was moved."""
         self._catalog_ids.clear()

@@ -6,6 +6,7 @@ Each round is a few queries; all of it may be missed for a while or done twice.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sqlite3
@@ -14,8 +15,10 @@ import time
 import trio
 
 from mountkit.catalog.values import Kind
+from mountkit.serve.input_fs import FileSystemError
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_fs import OutputFileSystem
+from mountkit.serve.output_names import MustAsk
 from mountkit.staging import schema
 from mountkit.staging.schema import OperationState
 from mountkit.staging.tree import ROOT_NODE, Node, NodeKind
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 _LOOK_S = 0.2
 _SYNC_S = 1.0
 _TELL_S = 0.01
+_FINISH_S = 3.0
 _KEPT_OPERATIONS = 10_000
 _CHECKPOINT_PAGES = 1000
 _SYNCED_ONE_BY_ONE = 32
@@ -48,6 +52,12 @@ class Upkeep:
         """Something was queued for the mover."""
         self._queued.set()
 
+    async def finish(self) -> None:
+        """The kernel has ended the session: what is known to be needed is queued while this server is still there."""
+        with trio.move_on_after(_FINISH_S), contextlib.suppress(sqlite3.Error):
+            self.look()
+            await self.mark_empty_directories()
+
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_mover)
@@ -69,11 +79,13 @@ class Upkeep:
         while True:
             await trio.sleep(_LOOK_S)
             (version,) = self._db.execute("PRAGMA data_version").fetchone()
-            if version == seen and time.monotonic() < due:
+            thinned = self._db.execute("SELECT 1 FROM node WHERE thinned = 1 LIMIT 1").fetchone()
+            if version == seen and not thinned and time.monotonic() < due:
                 continue
             seen, due = version, time.monotonic() + 5.0
             try:
                 self.look()
+                await self.mark_empty_directories()
             except sqlite3.Error as exc:
                 log.warning("the journal cannot be kept: %s", exc)
 
@@ -82,7 +94,6 @@ class Upkeep:
         while self._note_done():
             pass
         self._note_gone()
-        self._mark_empty_directories()
         self._discard_unlinked()
         self._make_room()
         self._prune()
@@ -148,26 +159,27 @@ class Upkeep:
             return True
         return known is not None and known.kind is Kind.ABSENT and time.time() - since > self._files.show.ttl_s
 
-    def _mark_empty_directories(self) -> None:
+    async def mark_empty_directories(self) -> None:
+        """Directories that lost their last name stay in the bucket by a marker; the bucket may have to be asked."""
         rows = self._db.execute("SELECT id FROM node WHERE thinned = 1 LIMIT ?", (_STRETCH,)).fetchall()
-        if not rows:
-            return
+        for (ident,) in rows:
+            question = functools.partial(self._mark_if_empty, ident)
+            try:
+                try:
+                    question()
+                except MustAsk as need:
+                    await self._files.names.asking.settle(need, question)
+            except FileSystemError:
+                return  # the bucket does not answer: later
+            await trio.lowlevel.checkpoint()
+
+    def _mark_if_empty(self, ident: int) -> None:
+        node = self._tree.node(ident)
+        unmarked = node is not None and node.names and not node.in_bucket and node.seq is None and ident != ROOT_NODE
         with self._journal.transaction():
-            for (ident,) in rows:
-                node = self._tree.node(ident)
-                if node is None or not self._needs_marker(node):
-                    self._tree.change(ident, thinned=0)
-                elif self._is_empty(node):
-                    self._files.publisher.mark_directory(node)
-                    self._tree.change(ident, thinned=0)
-
-    def _needs_marker(self, node: Node) -> bool:
-        return bool(node.names) and node.id != ROOT_NODE and not node.in_bucket and node.seq is None
-
-    def _is_empty(self, node: Node) -> bool:
-        if any(child is not None for _, child in self._tree.children(node.id)):
-            return False
-        return self._files.names.is_empty_now(node)
+            if node is not None and unmarked and self._files.is_empty(node):
+                self._files.publisher.mark_directory(node)
+            self._tree.change(ident, thinned=0)
 
     def _discard_unlinked(self) -> None:
         rows = self._db.execute(

@@ -131,6 +131,8 @@ async def _main(channel_fd: int) -> int:
         nursery.start_soon(succession.follow_keeper, state)
         await fuse.serve(wire, files, fuse_fd)
         before_wait()
+        if upkeep is not None:
+            await upkeep.finish()
         with contextlib.suppress(ChannelClosed):
             await state.channel.send({"ended": True})
         nursery.cancel_scope.cancel()
