@@ -3,7 +3,8 @@
     MountkitError
     ├── UsageError              2   the words on the command line or in a file make no sense
     ├── MountError              3   a directory cannot be mounted, unmounted or asked
-    │   └── MountBusy           4   somebody still works in it
+    │   ├── MountBusy           4   somebody still works in it
+    │   └── UploadsLeft         9   not everything that was written is in the bucket
     ├── HostError               5   this machine lacks something (FUSE, rights, disk, an engine)
     │   └── EngineError         6   the container engine does not do as asked
     │       └── ImageMissing    8   the image is neither here nor to be had
@@ -61,6 +62,10 @@ class MountError(MountkitError):
 class MountBusy(MountError):
     errno = errno.EBUSY
     exit_code = 4
+
+
+class UploadsLeft(MountError):
+    exit_code = 9
 
 
 class HostError(MountkitError):

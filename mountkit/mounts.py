@@ -314,6 +314,14 @@ def unmount(directory: str, *, force: bool = False) -> None:
         _wait_for_end(info.details["keeper_pid"])
 
 
+def refuse_if_used(info: MountInfo) -> None:
+    """Raises MountBusy naming who works in the mount, if somebody does."""
+    from mountkit.serve import holders
+
+    if by := holders.of_mount(info.directory, info.device):
+        raise _busy(info.directory, by)
+
+
 def _busy(directory: str, by: list[str]) -> MountBusy:
     who = ", ".join(by[:6]) + (f" and {len(by) - 6} more" if len(by) > 6 else "")
     return MountBusy(

@@ -20,7 +20,7 @@ import trio
 
 from mountkit import errors, ipc, logs, mountinfo, places, processes
 from mountkit.config import MountSettings
-from mountkit.errors import HostError, MountBusy, MountError, MountkitError
+from mountkit.errors import HostError, MountBusy, MountError, MountkitError, UploadsLeft
 from mountkit.ipc import Channel, ChannelClosed, Message
 from mountkit.serve import locks, session, writer_lock
 from mountkit.serve.control import Control
@@ -45,6 +45,8 @@ class Keeper:
         self._secrets_fd = secrets_fd
         self._undo = False
         """Whether the mount was made by us and nobody has been told of it: then it goes if we fail."""
+        self.uploads_left = False
+        """Whether the mount ended before everything was in the bucket."""
 
     async def run(self, report: Channel | None) -> None:
         """Mounts and keeps the mount until it is unmounted. Raises MountkitError if it cannot be mounted."""
@@ -248,8 +250,26 @@ class Keeper:
                     await self._servers.session_ended.wait()
             self._servers.kill()
             await trio.to_thread.run_sync(_take_away, self._mounted)
+            if control.drains:
+                await self._drain()
             await self._mover.goodbye()
         log.info("%s is unmounted", self._mounted.directory)
+
+    async def _drain(self) -> None:
+        """Waits until what was written is in the bucket, for as long as was agreed; what is left says the log."""
+        assert self.settings.outputs is not None
+        budget_s = self.settings.outputs.drain_timeout_s
+        try:
+            answer = (await self._mover.link.call("drain", budget_s=budget_s)).body
+        except MountkitError as exc:
+            log.error("not everything is in the bucket: %s; the next mount of this cache goes on", exc)
+            self.uploads_left = True
+            return
+        if answer["left"] or answer["failed"]:
+            why = next((error["sentence"] for error in answer["errors"].values() if error), "")
+            count = answer["left"] + answer["failed"]
+            log.error("%d operations did not reach the bucket: %s; the next mount of this cache goes on", count, why)
+            self.uploads_left = True
 
 
 async def _report(report: Channel, body: dict[str, Any]) -> None:
@@ -301,7 +321,7 @@ async def _main(fds: Sequence[int]) -> int:
             except ChannelClosed:
                 log.error("%s", error)  # nobody is left to tell
         return error.exit_code
-    return 0
+    return UploadsLeft.exit_code if keeper.uploads_left else 0
 
 
 async def _adopt(start: Message, channel: Channel) -> int:
