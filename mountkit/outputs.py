@@ -122,12 +122,14 @@ def listing(place: Place, since: float = 0.0) -> list[Output]:
             " AND seq = (SELECT max(seq) FROM operation WHERE key = o.key AND state <> 4) ORDER BY seq",
             (since,),
         ).fetchall()
-        found = [_output(row, prefix) for row in rows]
+        found = [_output(row, prefix, uploading=place.info is not None) for row in rows]
         return found + list(_abandoned(db))
 
 
-def _output(row: tuple[Any, ...], prefix: bytes) -> Output:
+def _output(row: tuple[Any, ...], prefix: bytes, *, uploading: bool) -> Output:
     kind, key, state, size, sent, error, etag, checksum, finished_at, file = row
+    if state == OperationState.RUNNING and not uploading:
+        state = OperationState.PENDING  # its mover is gone
     return Output(
         path=key.removeprefix(prefix),
         key=key,

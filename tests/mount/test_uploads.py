@@ -166,14 +166,13 @@ def test_the_mover_may_die_at_any_moment_of_an_upload(bucket: Bucket, mountkit: 
 
 def test_no_clobber_refuses_to_replace_what_somebody_else_wrote(bucket: Bucket, mountkit: CommandLine) -> None:
     mounted = mountkit.mount(bucket.source, "--writable", "--no-clobber")
+    for number in range(3):
+        (mounted / "b.txt").write_bytes(b"%d" % number)
     with open(mounted / "a.txt", "wb") as file:
         file.write(b"ours")
         bucket.put("a.txt", b"theirs")
     until(lambda: outputs(mountkit, mounted).get("a.txt", {}).get("state") == "failed", "it was not refused")
     assert "somebody else" in outputs(mountkit, mounted)["a.txt"]["reason"]
-    assert read(bucket, "a.txt") == b"theirs"
-    for number in range(3):
-        (mounted / "b.txt").write_bytes(b"%d" % number)
     assert mountkit.run("unmount", str(mounted)).code == 9
-    assert read(bucket, "b.txt") == b"2"
+    assert read(bucket, "a.txt") == b"theirs" and read(bucket, "b.txt") == b"2"
     mountkit.unmount(mounted, "--force")
