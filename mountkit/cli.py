@@ -8,7 +8,7 @@ import sys
 import click
 
 from mountkit import __version__, errors
-from mountkit.commands import config, mount, outputs, run
+from mountkit.commands import config, mount, outputs, run, transfer
 from mountkit.errors import MountkitError, UsageError
 from mountkit.run import hidden
 
@@ -30,7 +30,7 @@ def cli() -> None:
 for _command in (
     *(mount.mount, mount.unmount, mount.status, mount.upgrade, mount.refresh, mount.warm),
     *(run.run, run.runs, run.logs, run.stop, run.wait, run.rerun),
-    *(outputs.outputs, outputs.drain),
+    *(outputs.outputs, outputs.drain, transfer.push, transfer.pull),
     config.config,
 ):
     cli.add_command(_command)

@@ -148,7 +148,7 @@ def _already(settings: MountSettings) -> bool:
     )
 
 
-def _secrets(passwd_credentials: tuple[str, str] | None) -> int:
+def sealed_secrets(passwd_credentials: tuple[str, str] | None) -> int:
     """A sealed memfd with the store environment: nobody can change it, and it is in no one's argv or environment."""
     import fcntl
 
@@ -166,7 +166,7 @@ def _send_start(
     *,
     foreground: bool = False,
 ) -> None:
-    secrets_fd = _secrets(credentials)
+    secrets_fd = sealed_secrets(credentials)
     try:
         body = {"settings": settings.to_json(), "foreground": foreground, "fds": 1}
         socket.send_fds(channel, [b"".join(ipc.encode(body))], [secrets_fd])

@@ -105,6 +105,11 @@ def open_state(cache_directory: str, name: str) -> int:
         os.close(own)
 
 
+def open_below(state_fd: int, name: str) -> int:
+    """A descriptor of a directory of its own inside a state directory, made where missing. Raises HostError."""
+    return _own_directory(f"/proc/self/fd/{state_fd}", name, what="cache directory")
+
+
 def _own_directory(parent: str, name: str, *, what: str, shown: str = "") -> int:
     shown = shown or os.path.join(parent, name)
     try:

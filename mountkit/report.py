@@ -163,9 +163,25 @@ def show_drain(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
         bar = progress.add_task("uploading", total=None)
         for update in updates:
             last = update
-            if "bytes" in update:
+            if "pending" in update:
                 words = f"{update['pending']} left" + (f", {update['failed']} failed" if update["failed"] else "")
                 if update.get("trouble"):
                     words += f" ({update['trouble']})"
                 progress.update(bar, total=update["bytes"], completed=update["bytes_done"], description=words)
+    return last
+
+
+def show_pull(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Shows how far a pull is where stderr is a terminal; the last update is the result."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    last: dict[str, Any] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("listing", total=None)
+        for last in updates:
+            words = f"{last['files_done']} of {last['files']}{'+' if last['listing'] else ''} files"
+            progress.update(bar, total=last["bytes"], completed=last["bytes_done"], description=words)
     return last

@@ -19,7 +19,7 @@ from typing import Protocol
 from awscrt.checksums import crc32c
 
 from mountkit.errors import ObjectChanged, ObjectMissing, StoreError, StoreUnavailable, UploadMissing
-from mountkit.mover.upload_jobs import Condition, StagedFile, ours_or_refused
+from mountkit.mover.upload_jobs import Condition, OpenFile, StagedFile, ours_or_refused
 from mountkit.staging.queue import Base, Operation, UploadJournal
 from mountkit.store.api import MAX_PARTS, MIN_PART_BYTES, Hashed, ObjectInfo, Part, Properties, Store
 
@@ -45,7 +45,7 @@ class Host(Protocol):
     """Who runs the threads and keeps the journal."""
 
     journal: UploadJournal
-    staging_fd: int
+    open_file: OpenFile
 
     @property
     def store(self) -> Store: ...
@@ -141,7 +141,7 @@ class Multipart:
         except UploadMissing as exc:
             return ours_or_refused(store, self._operation, self._properties, exc)
         kept: dict[int, _Sent] = {}
-        with StagedFile(self._host.staging_fd, self._operation) as file:
+        with StagedFile(self._host.open_file, self._operation) as file:
             for number, part in known.items():
                 there = listed.get(number)
                 if there is None or (there.etag, there.size) != (part.etag, part.size):
@@ -183,7 +183,7 @@ class Multipart:
             return _Sent(
                 store.upload_part_copy(operation.key, self._upload_id, number, self._source, offset, length), b""
             )
-        with StagedFile(self._host.staging_fd, operation) as file:
+        with StagedFile(self._host.open_file, operation) as file:
             data = file.slice(offset, length)
             sha256 = hashlib.sha256()
             for piece in [data] if isinstance(data, bytes) else data.chunks():
@@ -240,7 +240,7 @@ class Multipart:
             self._submit(self._complete, self._on_complete)
 
     def _complete(self) -> ObjectInfo:
-        with StagedFile(self._host.staging_fd, self._operation):
+        with StagedFile(self._host.open_file, self._operation):
             pass  # its stamp holds
         parts = [self._done[number].part for number in range(1, self._total + 1)]
         store, operation, condition = self._host.store, self._operation, self._condition

@@ -22,6 +22,7 @@ from mountkit.errors import MountkitError, ObjectChanged
 from mountkit.ipc import Message, Progress
 from mountkit.mover.fetcher import Fetcher, Wanted
 from mountkit.mover.stager import TreeLister, stage
+from mountkit.mover.upload_jobs import in_directory
 from mountkit.mover.uploads import Uploads
 from mountkit.staging import schema
 from mountkit.staging.queue import UploadJournal
@@ -52,6 +53,7 @@ class Outputs:
         self._there = trio.Event()
         self._uploads: Uploads | None = None
         self._trouble = ""
+        self._staging_fd = -1
         self.operations: dict[str, Handler] = {
             "staged": self._staged,
             "commit": self._commit,
@@ -83,7 +85,8 @@ class Outputs:
             staging_fd = os.open(schema.STAGING, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._state_fd)
         try:
             async with trio.open_nursery() as nursery:
-                uploads = Uploads(journal, staging_fd, self._store, self._catalog)
+                self._staging_fd = staging_fd
+                uploads = Uploads(journal, in_directory(staging_fd), self._store, self._catalog)
                 await nursery.start(uploads.run)
                 self._uploads, self._trouble = uploads, ""
                 self._there.set()
@@ -127,7 +130,7 @@ class Outputs:
             raise ObjectChanged("that object version is not known any more")
         asked = body.get("size")
         size = row.size if asked is None else min(row.size, int(asked))
-        await stage(self._fetcher, uploads.journal, uploads.staging_fd, Wanted.of(row), body["file"], size)
+        await stage(self._fetcher, uploads.journal, self._staging_fd, Wanted.of(row), body["file"], size)
         return {}
 
     async def _tree(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:

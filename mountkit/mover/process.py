@@ -81,7 +81,7 @@ async def _serve(channel: Channel, start: Message) -> None:
     state_fd, *rest = start.fds
     secrets_fd = rest[0] if rest else None
     logs.to_state_directory(state_fd)
-    _take_environment(secrets_fd)
+    take_environment(secrets_fd)
     socket_path = start.body["socket"]
     if not await _take_lock(state_fd, socket_path):
         await channel.send({"pid": os.getpid(), "taken": True})
@@ -198,7 +198,7 @@ async def _take_lock(state_fd: int, socket_path: str) -> bool:
             return True
 
 
-def _take_environment(secrets_fd: int | None) -> None:
+def take_environment(secrets_fd: int | None) -> None:
     """Puts the caller's store environment in the place of ours."""
     if secrets_fd is None:
         return

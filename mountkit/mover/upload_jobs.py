@@ -7,7 +7,7 @@ bytes are no longer those that were to be put, MountkitError for what the store 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, StoreError, UploadMissing
@@ -17,6 +17,15 @@ from mountkit.store.api import ObjectInfo, Properties, Store
 
 IN_MEMORY_BYTES = 16 << 20
 _STEP_BYTES = 1 << 20
+
+
+OpenFile = Callable[[int], int]
+"""A descriptor of the file with this number; raises OSError."""
+
+
+def in_directory(directory_fd: int) -> OpenFile:
+    """Files that have their numbers as names."""
+    return lambda file: os.open(str(file), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
 
 
 class StampChanged(Exception):
@@ -34,7 +43,7 @@ class Condition:
 class StagedFile:
     """The bytes of one PUT: `[0, size)` of a staging file, as long as its stamp holds. A context manager."""
 
-    def __init__(self, staging_fd: int, operation: Operation) -> None:
+    def __init__(self, open_file: OpenFile, operation: Operation) -> None:
         """Raises MountkitError where the file cannot be opened; StampChanged."""
         self._operation = operation
         self.size = operation.size
@@ -42,7 +51,7 @@ class StagedFile:
         if operation.file is None:
             return
         try:
-            self._fd = os.open(str(operation.file), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging_fd)
+            self._fd = open_file(operation.file)
         except OSError as exc:
             raise MountkitError(f"the staged bytes cannot be read: {os.strerror(exc.errno or 0)}") from exc
         try:
@@ -104,10 +113,10 @@ class FileSlice:
 
 
 def put(
-    store: Store, staging_fd: int, operation: Operation, properties: Properties, condition: Condition
+    store: Store, open_file: OpenFile, operation: Operation, properties: Properties, condition: Condition
 ) -> ObjectInfo:
     """Puts a whole file in one request."""
-    with StagedFile(staging_fd, operation) as file:
+    with StagedFile(open_file, operation) as file:
         data = file.read(0, operation.size) if operation.size else b""
         file.check()
     try:

@@ -26,7 +26,7 @@ from mountkit.errors import MountkitError, StoreError
 from mountkit.mover import upload_jobs
 from mountkit.mover.multipart import SINGLE_BYTES, Multipart
 from mountkit.mover.queue import FetchQueue, Priority
-from mountkit.mover.upload_jobs import Condition, StampChanged
+from mountkit.mover.upload_jobs import Condition, OpenFile, StampChanged
 from mountkit.mover.upload_order import UploadOrder
 from mountkit.mover.upload_properties import properties_of
 from mountkit.staging.queue import Ending, Operation, UploadJournal
@@ -90,13 +90,13 @@ class Uploads:
     def __init__(
         self,
         journal: UploadJournal,
-        staging_fd: int,
+        open_file: OpenFile,
         store: RetryingStore,
-        catalog: Catalog,
+        catalog: Catalog | None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.journal, self.staging_fd, self.store = journal, staging_fd, store
+        self.journal, self.open_file, self.store = journal, open_file, store
         self._catalog, self._clock = catalog, clock
         self._queue = FetchQueue(max_threads=MAX_THREADS)
         self._order = UploadOrder()
@@ -322,7 +322,7 @@ class Uploads:
             Multipart(self, first, properties, self._condition(first), base=base).start()
         else:
             work = functools.partial(
-                upload_jobs.put, self.store, self.staging_fd, first, self._properties(first), self._condition(first)
+                upload_jobs.put, self.store, self.open_file, first, self._properties(first), self._condition(first)
             )
             self.submit(work, functools.partial(self._on_object, first), first.size)
 
@@ -391,14 +391,14 @@ class Uploads:
             sent = {seq: self._sent_bytes.get(seq, 0) for seq, _ in self._parts}
             self.journal.note_parts(self._parts, sent)
             self._parts.clear()
-        if self._writes:
+        if self._writes and self._catalog is not None:
             try:
                 record_writes(self._catalog, self._writes)
             except CatalogLost:
                 raise
             except CatalogUnavailable as exc:
                 log.warning("what was uploaded is not in the catalog yet: %s", exc)
-            self._writes.clear()
+        self._writes.clear()
         if self._endings:
             self.journal.end(self._endings)
             self._endings.clear()

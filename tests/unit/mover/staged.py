@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from mountkit.catalog.tree import Catalog
+from mountkit.mover.upload_jobs import in_directory
 from mountkit.mover.uploads import Uploads
 from mountkit.staging import schema
 from mountkit.staging.queue import UploadJournal
@@ -127,7 +128,7 @@ async def uploading(
     bench = Bench(directory_fd, store or MemoryStore())
     journal = UploadJournal(directory_fd)
     retrying = RetryingStore(bench.store, budget_s=budget_s, metadata_budget_s=budget_s)
-    bench.uploads = Uploads(journal, bench.staging_fd, retrying, catalog)
+    bench.uploads = Uploads(journal, in_directory(bench.staging_fd), retrying, catalog)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(bench.uploads.run)
