@@ -1,7 +1,7 @@
 """One large object sent in parts: begun or resumed, parts in parallel, put together, or given up without a trace.
 
-What the store confirms goes into the journal, so that the next mover goes on where this one died: it keeps a part only
-if the store still lists it and the staged bytes still have its checksum. Parts that equal those of the version the file
+What the store confirms goes into the journal, so that the next mover goes on where this one died: it keeps each part
+that the store lists if the staged bytes are still those. Parts that equal those of the version the file
 was made from are copied inside the bucket. A part's fate is decided on a thread, everything else on the trio thread.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from awscrt.checksums import crc32c
@@ -142,14 +142,13 @@ class Multipart:
             return ours_or_refused(store, self._operation, self._properties, exc)
         kept: dict[int, _Sent] = {}
         with StagedFile(self._host.open_file, self._operation) as file:
-            for number, part in known.items():
-                there = listed.get(number)
-                if there is None or (there.etag, there.size) != (part.etag, part.size):
+            for number, there in listed.items():
+                if not 1 <= number <= self._total or there.size != self._span(number)[1]:
                     continue
-                offset, length = self._span(number)
-                data = b"" if self._source else file.read(offset, length)
-                if self._source or (part.size == length and _has_checksum(data, part.checksum)):
-                    kept[number] = _Sent(part, _digest(data))
+                if self._source is not None:
+                    kept[number] = _Sent(known.get(number, there), b"")
+                elif (part := _verified(there, known.get(number), file.read(*self._span(number)))) is not None:
+                    kept[number] = part
         return kept
 
     @functools.cached_property
@@ -303,10 +302,14 @@ class Multipart:
         self._host.ended(self._operation, None, self._error)
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()[:_DIGEST_BYTES]
+def _verified(there: Part, known: Part | None, data: bytes) -> _Sent | None:
+    """The part that the store lists, if it is these bytes: by a checksum, or by an ETag that is the MD5.
 
-
-def _has_checksum(data: bytes, checksum: str) -> bool:
-    """Without a checksum nobody can tell; such a part is sent again."""
-    return checksum == _CRC32C + base64.b64encode(crc32c(data).to_bytes(4, "big")).decode()
+    The store may have taken a part of which the mover that died had not heard.
+    """
+    checksum = _CRC32C + base64.b64encode(crc32c(data).to_bytes(4, "big")).decode()
+    confirmed = known.checksum if known is not None and known.etag == there.etag else there.checksum
+    if confirmed != checksum and there.etag != f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"':
+        return None
+    digest = hashlib.sha256(data).digest()[:_DIGEST_BYTES]
+    return _Sent(replace(there, checksum=checksum if confirmed or known is None else ""), digest)

@@ -22,6 +22,7 @@ def make_tree(base: Path) -> dict[str, bytes]:
 
 
 def test_a_push_sends_everything_once_and_then_only_what_is_new(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-14]"""
     base = mountkit.base / "src"
     files = make_tree(base)
     (base / "nothing").mkdir()
@@ -92,6 +93,7 @@ def test_a_pull_fetches_everything_once_and_then_only_what_is_new(bucket: Bucket
 
 
 def test_a_pull_never_leaves_its_target(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-14]"""
     bucket.put("a/escape", b"out")
     bucket.put("b/file", b"in")
     target, outside = mountkit.base / "target", mountkit.base / "outside"

@@ -51,6 +51,7 @@ def outputs(mountkit: CommandLine, directory: Path) -> dict[str, dict[str, Any]]
 
 
 def test_unmount_returns_once_everything_is_in_the_bucket(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-3] [uploads-5] [uploads-12]"""
     mounted = mountkit.mount(bucket.source, "--writable")
     expected = {}
     for number in range(100):
@@ -71,6 +72,7 @@ def test_unmount_returns_once_everything_is_in_the_bucket(bucket: Bucket, mountk
 
 
 def test_outputs_lists_what_is_staged_and_drain_says_what_is_left(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-6] [uploads-8]"""
     mounted = mountkit.mount(bucket.source, "--writable", "--data-budget", "1s")
     os.listdir(mounted)  # names of a directory that nobody has listed could not be made while the bucket is away
     bucket.proxy.refuse()
@@ -93,6 +95,7 @@ def test_outputs_lists_what_is_staged_and_drain_says_what_is_left(bucket: Bucket
 def test_past_its_timeout_unmount_says_what_is_left_and_the_next_mount_goes_on(
     bucket: Bucket, mountkit: CommandLine
 ) -> None:
+    """[uploads-1] [uploads-5] [uploads-8]"""
     mounted = mountkit.mount(bucket.source, "--writable", "--drain-timeout", "2s", "--data-budget", "1s")
     os.listdir(mounted)  # names of a directory that nobody has listed could not be made while the bucket is away
     bucket.proxy.refuse()
@@ -116,6 +119,7 @@ def test_past_its_timeout_unmount_says_what_is_left_and_the_next_mount_goes_on(
 
 
 def test_what_the_bucket_refuses_for_good_is_said_and_kept(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-7]"""
     denied = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
     answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(denied), denied)
     mounted = mountkit.mount(bucket.source, "--writable")
@@ -140,6 +144,7 @@ def test_what_the_bucket_refuses_for_good_is_said_and_kept(bucket: Bucket, mount
 
 
 def test_sigterm_to_the_keeper_drains_too(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-5]"""
     mounted = mountkit.mount(bucket.source, "--writable")
     for number in range(50):
         (mounted / f"{number}.bin").write_bytes(content(number, 10_000))
@@ -150,6 +155,7 @@ def test_sigterm_to_the_keeper_drains_too(bucket: Bucket, mountkit: CommandLine)
 
 
 def test_the_mover_may_die_at_any_moment_of_an_upload(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-1] [uploads-3]"""
     mounted = mountkit.mount(bucket.source, "--writable")
     data = content(3, 60_000_000)
     (mounted / "large.bin").write_bytes(data)
@@ -164,7 +170,29 @@ def test_the_mover_may_die_at_any_moment_of_an_upload(bucket: Bucket, mountkit: 
     assert not unfinished(bucket)
 
 
+def test_fsync_returns_once_the_bucket_has_the_file(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-2]"""
+    mounted = mountkit.mount(bucket.source, "--writable", "--data-budget", "2s")
+    with open(mounted / "a.bin", "wb") as file:
+        for size in (1000, 20_000_000):
+            file.write(content(size, size))
+            file.flush()
+            os.fsync(file.fileno())
+            assert len(read(bucket, "a.bin")) == file.tell()
+        bucket.proxy.refuse()
+        try:
+            file.write(b"more")
+            file.flush()
+            with pytest.raises(OSError):
+                os.fsync(file.fileno())
+        finally:
+            bucket.proxy.listen_again()
+    mountkit.unmount(mounted)
+    assert read(bucket, "a.bin").endswith(b"more")
+
+
 def test_no_clobber_refuses_to_replace_what_somebody_else_wrote(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[uploads-9]"""
     mounted = mountkit.mount(bucket.source, "--writable", "--no-clobber")
     for number in range(3):
         (mounted / "b.txt").write_bytes(b"%d" % number)

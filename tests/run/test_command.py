@@ -212,6 +212,7 @@ def test_an_output_bucket_is_drained_before_the_run_ends_and_its_objects_are_in_
 def test_a_run_whose_outputs_did_not_reach_the_bucket_says_so_with_its_exit_code(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """[uploads-13]"""
     bench.mounter.left = "3 operations did not reach the bucket"
     assert bench(output=["s3://results/run-7"]) == UploadsLeft.exit_code
     assert "3 operations did not reach the bucket" in capsys.readouterr().err

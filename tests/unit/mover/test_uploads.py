@@ -162,6 +162,8 @@ async def test_trouble_that_passes_never_fails_an_upload(directory_fd: int, cata
 
 @in_trio
 async def test_one_key_that_always_fails_does_not_hold_up_the_others(directory_fd: int, catalog: Catalog) -> None:
+    """[uploads-6]"""
+
     class Poisoned(MemoryStore):
         def put_object(self, key, *args, **kwargs):  # type: ignore[no-untyped-def]
             if key == b"poison":
@@ -269,6 +271,7 @@ async def test_a_large_file_goes_in_parts(directory_fd: int, catalog: Catalog) -
 
 @in_trio
 async def test_parts_that_did_not_change_are_copied_in_the_bucket(directory_fd: int, catalog: Catalog) -> None:
+    """[uploads-11]"""
     async with uploading(directory_fd, catalog) as bench:
         data = bytearray(content(4 * PART + 100))
         file = bench.file(bytes(data))
