@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Bucket, CommandLine, content, wait_until
-from tests.mount.writing import drain_and_unmount, objects
+from tests.mount.writing import objects
 
 
 @pytest.fixture(params=["passthrough", "no-passthrough"])
@@ -51,7 +51,7 @@ def test_a_directory_of_all_kinds_becomes_the_same_in_the_bucket(
     with (mounted / "appended").open("ab") as file:
         file.write(b"two")
     os.symlink("ckpt.pt", mounted / "link")
-    drain_and_unmount(mountkit, mounted)
+    mountkit.unmount(mounted)
     assert objects(bucket) == {
         "ckpt.pt": b"checkpoint",
         "empty/": b"",
@@ -73,7 +73,7 @@ def test_a_directory_of_the_bucket_can_be_renamed(bucket: Bucket, mountkit: Comm
     found = {str(p.relative_to(mounted)): p.read_bytes() for p in mounted.rglob("*") if p.is_file()}
     assert found == expected
     assert os.listdir(mounted) == ["new"]
-    drain_and_unmount(mountkit, mounted)
+    mountkit.unmount(mounted)
     assert objects(bucket) == expected
 
 
@@ -88,7 +88,7 @@ def test_what_is_in_the_bucket_is_found_again_with_its_dates(
     path.chmod(0o600)
     os.setxattr(path, "user.colour", b"blue")
     before = path.stat()
-    drain_and_unmount(mountkit, mounted)
+    mountkit.unmount(mounted)
     mounted = mountkit.mount(bucket.source, *flags)
     path = mounted / "d" / "f"
     assert path.read_bytes() == b"bytes"
