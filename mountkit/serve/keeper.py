@@ -185,6 +185,7 @@ class Keeper:
             "init": self._mounted.init.hex(),
             "device": self._mounted.device,
             "passthrough": self._control.passthrough,
+            "writable": s.outputs is not None,
             "mover_socket": self._mover.socket_path,
             "region": self._mover.region,
             "keeper_socket": socket_path,

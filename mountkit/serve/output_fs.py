@@ -64,6 +64,7 @@ class OutputFileSystem:
         """What staging takes on the disk, as upkeep last saw it, and what was written through us since."""
         self._tree = journal.tree
         self._bucket, self._view, self._mover = bucket, view, mover
+        self._failure = 0
         self._staged: dict[int, int] = {}
         """Staging files that hold an object version, made to be changed, by object id."""
 
@@ -240,7 +241,7 @@ class OutputFileSystem:
         self._leave(directory, place.name, old_key)
 
     def _move(self, node: Node, old_key: bytes, *, taken: bool) -> None:
-        writers = any(flags & _ACCESS for _, flags in self._tree.handles(node.id))
+        writers = self._tree.has_writers(node.id)
         self.publisher.move(node, old_key, taken=taken, writers=writers)
 
     def _object_node(self, place: Place) -> Node:
@@ -276,6 +277,7 @@ class OutputFileSystem:
         moved = [(n, self.publisher.key(e.parent, e.name)) for e, n in self._tree.below(node.id) if n is not None]
         self._tree.forget(directory.id, place.name)
         self._tree.put(new_directory.id, new_place.name, node.id)
+        self._tree.forget_paths()
         self.names.forget_catalog_ids()
         last = self._move_directory(self._fresh(node.id), old_key)
         for each, key in moved:
@@ -350,7 +352,7 @@ class OutputFileSystem:
         """After a change of attributes: with the next close where somebody writes, else now."""
         if not resized:
             self.publisher.attributes_changed(node, content_changed=was_changed)
-        elif not any(flags & _ACCESS for _, flags in self._tree.handles(node.id)) and self.publisher.changed(node):
+        elif not self._tree.has_writers(node.id) and self.publisher.changed(node):
             self.publisher.publish(node)
 
     def _check_owner(self, node: Node, changes: Changes, caller_uid: int) -> None:
@@ -494,7 +496,7 @@ class OutputFileSystem:
         self._tree.close_handle(handle)
         node = self._tree.node(ident)
         left = self._tree.handles(ident)
-        last_writer = flags & _ACCESS and not any(each & _ACCESS for _, each in left)
+        last_writer = flags & _ACCESS and not self._tree.has_writers(ident)
         if node is not None and last_writer and node.names and not node.abandoned and self.publisher.changed(node):
             self.publisher.publish(node)  # written through a mapping after close
         if node is not None and node.file is not None and not left:
@@ -551,8 +553,12 @@ class OutputFileSystem:
 
     def failure(self) -> int:
         """The errno of an upload that failed for good, 0 where none did."""
+        return self._failure
+
+    def note_failure(self) -> None:
+        """Looks for such an upload; upkeep does whenever the mover has written."""
         failed = self.journal.first_failed()
-        return 0 if failed is None else _errno(failed.error)
+        self._failure = 0 if failed is None else _errno(failed.error)
 
     async def commit(self, seqs: list[int]) -> int:
         """Returns once these operations are done: 0, or the errno of one that failed."""
@@ -699,8 +705,9 @@ class OutputFileSystem:
         self.names.asking.need(("stage", row.id), lambda: self._ask_stage(row))
 
     async def _ask_stage(self, row: ObjectRow) -> None:
+        number = self.journal.new_file()
         with self.journal.transaction():
-            number = self.journal.new_file()
+            self.journal.enter_file(number)
         self.staging.create(number)
         self.staging.release(number)
         try:

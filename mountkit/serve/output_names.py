@@ -28,7 +28,6 @@ LISTED_BIT = 1 << 62
 KEY_MAX = 1024
 _ATTEMPTS = 64
 _PAGE = 512
-_WRITING = 3  # O_WRONLY | O_RDWR
 T = TypeVar("T")
 
 
@@ -160,7 +159,7 @@ class Names:
             except FileNotFoundError:
                 raise FileSystemError(errno.EIO) from None
             size, mtime_ns = status.st_size, status.st_mtime_ns
-            if any(flags & _WRITING for _, flags in self._tree.handles(node.id)):
+            if self._tree.has_writers(node.id):
                 timeout = 0.0  # what is written through a mapping changes it unseen
         elif node.kind == NodeKind.DIRECTORY:
             size, links = 4096, 2 * links

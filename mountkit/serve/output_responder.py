@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from mountkit.serve import messages, processes_of_callers, session
@@ -47,6 +47,8 @@ class OutputResponder(Responder):
     ) -> None:
         super().__init__(wire, bucket, shared, slot)
         self._out, self._journal, self._passthrough = files, files.journal, passthrough
+        self._again = False
+        self._all_handlers: dict[int, RawHandler] = {}
 
     def handlers(self) -> dict[int, RawHandler]:
         answered = {
@@ -83,7 +85,30 @@ class OutputResponder(Responder):
             out.STATX: errno.ENOSYS,
         }
         mine = {opcode: self._guarded(operation) for opcode, operation in answered.items()}
-        return super().handlers() | mine | {opcode: self._refusal(number) for opcode, number in refused.items()}
+        refusals = {opcode: self._refusal(number) for opcode, number in refused.items()}
+        self._all_handlers = super().handlers() | mine | refusals
+        return self._all_handlers
+
+    def do_again(self) -> None:
+        """Does what a dead server had in its hands, where the kernel does not hand it out again.
+
+        Perhaps it was done, perhaps even answered: then its transaction says so, and the kernel ignores the answer.
+        """
+        buffer = self._wire.buffer
+        requests = self._shared.waiting(self._slot)
+        length, _, newest, *_ = messages.IN_HEADER.unpack_from(buffer)
+        requests = [each for each in requests if each[0] != newest] + [(newest, bytes(buffer[:length]))]
+        self._shared.clear_in_flight(self._slot)
+        self._again = True
+        for unique, request in requests:
+            length, opcode, found, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(request.ljust(40, b"\0"))
+            handler = self._all_handlers.get(opcode)
+            if found != unique or length > len(request):
+                self._wire.send(messages.failed(unique, errno.ESTALE))  # the kernel asks once more
+            elif handler is not None:
+                buffer[:length] = request[:length]
+                handler(unique, inode, pid, length)
+        self._again = False
 
     # ---- names ---------------------------------------------------------------------------------------------
     def _lookup(self, unique: int, parent: int, pid: int, length: int) -> None:
@@ -355,7 +380,7 @@ class OutputResponder(Responder):
         """Does something once, however often the kernel hands it out, and answers."""
         _, opcode, *_ = messages.IN_HEADER.unpack_from(self._wire.buffer)
         request = unique & ~_RESEND
-        if unique & _RESEND:
+        if self._again or unique & _RESEND:
             body = self._journal.reply(request, opcode)
             if body is not None:
                 self._wire.send(out.reply(unique, body))
@@ -374,6 +399,12 @@ class OutputResponder(Responder):
             return body
 
         self._ask(unique, pid, attempt, lambda body: self._wire.send(out.reply(unique, body)))
+
+    def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
+        length, *_ = messages.IN_HEADER.unpack_from(self._wire.buffer)
+        if self._places:
+            self._shared.store_waiting(self._places[-1], self._wire.buffer[:length])
+        super()._start(unique, pid, wait)
 
     def _refusal(self, number: int) -> RawHandler:
         def refuse(unique: int, _inode: int, _pid: int, _length: int) -> None:

@@ -91,6 +91,7 @@ class Upkeep:
 
     def look(self) -> None:
         """One round: notes what is done, clears away what is not needed any more."""
+        self._files.note_failure()
         while self._note_done():
             pass
         self._note_gone()
@@ -126,7 +127,7 @@ class Upkeep:
     def _republish(self, node: Node) -> None:
         """The mover found other bytes than were promised: what is there now is sent at the next close, or at once."""
         self._tree.change(node.id, seq=None)
-        writers = any(flags & os.O_ACCMODE for _, flags in self._tree.handles(node.id))
+        writers = self._tree.has_writers(node.id)
         fresh = self._tree.node(node.id)
         if fresh and fresh.kind == NodeKind.FILE and fresh.names and not writers and not fresh.abandoned:
             self._files.publisher.publish(fresh)

@@ -79,7 +79,7 @@ def begin_session(files: OutputFileSystem) -> None:
             nodes.change(ident, abandoned=1)
         elif node.names and files.publisher.changed(node):
             files.publisher.publish(node)
-    journal.db.execute("DELETE FROM handle")
+    nodes.close_all_handles()
     journal.forget_replies()
     for (ident,) in journal.db.execute("SELECT id FROM node WHERE abandoned = 1 AND lost_path IS NULL").fetchall():
         entry = nodes.entry_of(ident)

@@ -20,7 +20,7 @@ from mountkit.cache.reader import CacheReader
 from mountkit.catalog.view import CatalogView
 from mountkit.config import MountSettings
 from mountkit.ipc import Channel, ChannelClosed
-from mountkit.serve import fuse, succession
+from mountkit.serve import fuse, session, succession
 from mountkit.serve.input_fs import InputFileSystem, Presentation
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_responder import OutputResponder
@@ -71,6 +71,7 @@ async def _main(channel_fd: int) -> int:
         first=body["first"],
         passthrough=body["passthrough"],
         writable=settings.outputs is not None,
+        buffer=None if settings.outputs is None else shared.request_buffer(),
         expected_shape=body.get("shape"),
         on_ready=on_ready,
         before_wait=before_wait,
@@ -125,6 +126,8 @@ async def _main(channel_fd: int) -> int:
         nursery.start_soon(files.voice_doubts)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
+        if isinstance(responder, OutputResponder) and not body["first"] and not session.can_resend(settings):
+            responder.do_again()
         if upkeep is not None:
             nursery.start_soon(upkeep.run)
         nursery.start_soon(report_ready)

@@ -51,6 +51,7 @@ class Wire:
         first: bool,
         passthrough: bool,
         writable: bool = False,
+        buffer: memoryview | None = None,
         expected_shape: Sequence[int] | None = None,
         on_ready: Callable[[tuple[int, ...]], None],
         before_wait: Callable[[], None],
@@ -58,7 +59,7 @@ class Wire:
     ) -> None:
         self.kernel = os.dup(fd)
         os.set_blocking(self.kernel, False)
-        self.buffer = bytearray(_BUFFER_BYTES)
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES)) if buffer is None else buffer
         self.resent = 0
         self._fd, self._init, self._first = fd, init, first
         self._passthrough, self._writable = passthrough, writable

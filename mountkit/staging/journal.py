@@ -52,6 +52,7 @@ class Journal:
     def __init__(self, state_fd: int, changed: Callable[[], None] = lambda: None) -> None:
         self.db = schema.open_journal(state_fd, _TABLES)
         self.tree = tree.Tree(self.db)
+        self._next_file = self._first_free_file()
         self._changed = changed
         self._queued = False
         self._replies = 0
@@ -69,10 +70,10 @@ class Journal:
             yield
             self.db.execute("COMMIT")
         except BaseException:
-            self.tree.forget_paths()
             self._queued = False
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
+            self.tree.undone()
             raise
         self.commits += 1
         if self._queued:
@@ -194,9 +195,20 @@ class Journal:
 
     def new_file(self) -> int:
         """The number of a new staging file."""
-        number = self.db.execute("INSERT INTO file DEFAULT VALUES").lastrowid
-        assert number is not None
+        number = self._next_file
+        self._next_file += 1
         return number
+
+    def _first_free_file(self) -> int:
+        (number,) = self.db.execute(
+            "SELECT max(coalesce((SELECT max(id) FROM file), 0), coalesce((SELECT max(file) FROM node), 0),"
+            " coalesce((SELECT max(file) FROM operation), 0)) + 1"
+        ).fetchone()
+        return int(number)
+
+    def enter_file(self, file: int) -> None:
+        """Gives a file the row in which the mover notes what its bytes were taken from."""
+        self.db.execute("INSERT OR IGNORE INTO file (id) VALUES (?)", (file,))
 
     def forget_file(self, file: int) -> None:
         self.db.execute("DELETE FROM file WHERE id = ?", (file,))

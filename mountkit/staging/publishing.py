@@ -18,6 +18,8 @@ from mountkit.staging.tree import Node, NodeKind
 
 MARKERS: Final = ("latest*", "*.json", "_SUCCESS", "*.done")
 """Names of files that say that others are there: never in the bucket before what was closed before them."""
+_LARGE_BYTES: Final = 1 << 20
+"""Files from here on may be sent in parts, of which the mover remembers what they were."""
 _DIRECTORY_TYPE: Final = "application/x-directory"
 
 
@@ -55,11 +57,13 @@ class Publisher:
         key = self.key(entry.parent, entry.name)
         stamp = self._files.settled_stamp(node.file)
         metadata = _metadata(node, stamp.mtime_ns)
-        if self._journal.replace_put(node.seq, key, node.file, stamp, metadata, live=live):
+        if node.seq is not None and self._journal.replace_put(node.seq, key, node.file, stamp, metadata, live=live):
             self._note_put(node.id, stamp, abandoned=0)
             return node.seq
         in_bucket = self._supersede(node, key)
         ordered = bool(node.ordered) or is_marker(entry.name)
+        if stamp.size >= _LARGE_BYTES:
+            self._journal.enter_file(node.file)
         seq = self._journal.queue_put(key, node.file, stamp, metadata, ordered=ordered, live=live)
         self._note_put(node.id, stamp, seq=seq, in_bucket=int(in_bucket), abandoned=0)
         return seq
@@ -233,10 +237,11 @@ class Publisher:
 
     def _cancel_needless(self, key: bytes) -> bool:
         """Whether a deletion was among it: then an object is there."""
-        if self._journal.is_source(key):
+        operations = self._journal.open_of_key(key)
+        if not operations or self._journal.is_source(key):
             return False
         deleted = False
-        for operation in self._journal.open_of_key(key):
+        for operation in operations:
             if self._journal.cancel(operation.seq) and operation.kind == OperationKind.DELETE:
                 deleted = True
         return deleted

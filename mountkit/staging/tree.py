@@ -10,8 +10,10 @@ All in the journal's file, in the transactions of `journal.Journal`. Knows no FU
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
@@ -19,6 +21,7 @@ from typing import Any, Final, NamedTuple
 NODE_BIT: Final = 1 << 63
 ROOT_NODE: Final = 1
 _PATHS: Final = 16384
+_KEPT_NODES: Final = 4096
 
 
 class NodeKind(IntEnum):
@@ -50,12 +53,11 @@ CREATE INDEX node_seq ON node (seq) WHERE seq IS NOT NULL;
 CREATE INDEX node_thinned ON node (id) WHERE thinned = 1;
 CREATE INDEX node_object ON node (object) WHERE object IS NOT NULL;
 CREATE TABLE entry (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, parent INTEGER NOT NULL, name BLOB NOT NULL, node INTEGER, seq INTEGER,
+    id INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL, node INTEGER, seq INTEGER,
     since REAL, UNIQUE (parent, name));
 CREATE INDEX entry_node ON entry (node) WHERE node IS NOT NULL;
 CREATE INDEX entry_absent ON entry (id) WHERE node IS NULL;
-CREATE TABLE handle (id INTEGER PRIMARY KEY AUTOINCREMENT, node INTEGER NOT NULL, flags INTEGER NOT NULL);
-CREATE INDEX handle_node ON handle (node);
+CREATE TABLE handle (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, flags INTEGER NOT NULL);
 """
 
 
@@ -114,22 +116,47 @@ class Entry(NamedTuple):
     since: float | None
 
 
+_BLANK: Final = Node(
+    *(0, 0, None, 0, 0, 0, 0, 0, None, None, 1, 0, None, None, None, None),
+    *(None, None, None, None, None, 0, 0, 0, 0, None, None),
+)
+"""A new row as the table's defaults make it."""
 _NODE: Final = ", ".join(f"n.{name}" for name in Node._fields)
 _ENTRY: Final = "e.id, e.parent, e.name, e.node, e.seq, e.since"
 _COUNT: Final = len(Entry._fields)
 
 
 class Tree:
-    """Reads and changes nodes and entries on the journal's connection."""
+    """Reads and changes nodes and entries on the journal's connection.
+
+    Its process is the only one that changes these tables, so what is asked all the time is kept in memory, too: open
+    handles, nodes lately seen, paths. `undone` must be called after a transaction that was rolled back.
+    """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._paths: dict[int, bytes] = {}
+        self._nodes: dict[int, Node] = {}
+        self._next_handle = time.time_ns()  # of a later server: a number is never given out twice
+        self._handles: dict[int, tuple[int, int]] = {}
+        self._open: dict[int, dict[int, int]] = {}
+        self._load_handles()
 
     # ---- nodes ---------------------------------------------------------------------------------------------
     def node(self, ident: int) -> Node | None:
-        row = self._db.execute(f"SELECT {_NODE} FROM node n WHERE n.id = ?", (ident,)).fetchone()  # noqa: S608
-        return Node._make(row) if row else None
+        found = self._nodes.get(ident)
+        if found is None:
+            row = self._db.execute(f"SELECT {_NODE} FROM node n WHERE n.id = ?", (ident,)).fetchone()  # noqa: S608
+            if row is None:
+                return None
+            found = self._keep(Node._make(row))
+        return found
+
+    def _keep(self, node: Node) -> Node:
+        if len(self._nodes) >= _KEPT_NODES:
+            self._nodes.clear()
+        self._nodes[node.id] = node
+        return node
 
     def of_object(self, object_id: int) -> Node | None:
         """The node that shows this object version under a name of its own."""
@@ -145,13 +172,18 @@ class Tree:
         sql = f"INSERT INTO node ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
         ident = self._db.execute(sql, (int(kind), *columns.values())).lastrowid
         assert ident is not None
+        self._keep(_BLANK._replace(id=ident, kind=int(kind), **columns))
         return ident
 
     def change(self, ident: int, **columns: Any) -> None:
+        known = self._nodes.get(ident)
+        if known is not None:
+            self._nodes[ident] = known._replace(**columns)
         sql = f"UPDATE node SET {', '.join(f'{name} = ?' for name in columns)} WHERE id = ?"  # noqa: S608
         self._db.execute(sql, (*columns.values(), ident))
 
     def remove(self, ident: int) -> None:
+        self._nodes.pop(ident, None)
         self._db.execute("DELETE FROM node WHERE id = ?", (ident,))
 
     # ---- names ---------------------------------------------------------------------------------------------
@@ -170,13 +202,12 @@ class Tree:
 
     def put(self, parent: int, name: bytes, node: int | None, *, seq: int | None = None) -> None:
         """The name leads to `node` from now on, or is known to be absent."""
-        self._paths.clear()
-        self._db.execute("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
-        self._db.execute("INSERT INTO entry (parent, name, node, seq) VALUES (?, ?, ?, ?)", (parent, name, node, seq))
+        self._db.execute(
+            "INSERT OR REPLACE INTO entry (parent, name, node, seq) VALUES (?, ?, ?, ?)", (parent, name, node, seq)
+        )
 
     def forget(self, parent: int, name: bytes) -> None:
         """The overlay knows nothing of that name from now on."""
-        self._paths.clear()
         self._db.execute("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
 
     def children(self, parent: int, after: int = 0, limit: int = -1) -> list[tuple[Entry, Node | None]]:
@@ -231,32 +262,57 @@ class Tree:
 
     # ---- handles -------------------------------------------------------------------------------------------
     def open_handle(self, node: int, flags: int) -> int:
-        ident = self._db.execute("INSERT INTO handle (node, flags) VALUES (?, ?)", (node, flags)).lastrowid
-        assert ident is not None
+        ident = self._next_handle
+        self._next_handle += 1
+        self._db.execute("INSERT INTO handle (id, node, flags) VALUES (?, ?, ?)", (ident, node, flags))
+        self._handles[ident] = node, flags
+        self._open.setdefault(node, {})[ident] = flags
         return ident
 
     def handle(self, ident: int) -> tuple[int, int] | None:
         """(node, flags) of an open handle."""
-        row = self._db.execute("SELECT node, flags FROM handle WHERE id = ?", (ident,)).fetchone()
-        return (row[0], row[1]) if row else None
+        return self._handles.get(ident)
 
     def close_handle(self, ident: int) -> None:
         self._db.execute("DELETE FROM handle WHERE id = ?", (ident,))
+        node, _ = self._handles.pop(ident, (0, 0))
+        left = self._open.get(node, {})
+        left.pop(ident, None)
+        if not left:
+            self._open.pop(node, None)
 
-    def handles(self, node: int) -> list[tuple[int, int]]:
-        """(handle, flags) of everything that has this node open."""
-        return self._db.execute("SELECT id, flags FROM handle WHERE node = ?", (node,)).fetchall()
+    def handles(self, node: int) -> list[int]:
+        """The flags of everything that has this node open."""
+        return list(self._open.get(node, {}).values())
+
+    def has_writers(self, node: int) -> bool:
+        """Whether somebody has it open for writing."""
+        return any(flags & os.O_ACCMODE for flags in self._open.get(node, {}).values())
 
     def open_nodes(self) -> dict[int, list[int]]:
         """The flags of each node's open handles."""
-        found: dict[int, list[int]] = {}
-        for node, flags in self._db.execute("SELECT node, flags FROM handle").fetchall():
-            found.setdefault(node, []).append(flags)
-        return found
+        return {node: list(handles.values()) for node, handles in self._open.items()}
+
+    def close_all_handles(self) -> None:
+        self._db.execute("DELETE FROM handle")
+        self._load_handles()
+
+    def _load_handles(self) -> None:
+        self._handles.clear()
+        self._open.clear()
+        for ident, node, flags in self._db.execute("SELECT id, node, flags FROM handle").fetchall():
+            self._handles[ident] = node, flags
+            self._open.setdefault(node, {})[ident] = flags
 
     def forget_paths(self) -> None:
-        """After a transaction that was undone."""
+        """After a directory got another path."""
         self._paths.clear()
+
+    def undone(self) -> None:
+        """A transaction was rolled back: what is in memory may be wrong."""
+        self._paths.clear()
+        self._nodes.clear()
+        self._load_handles()
 
 
 def seed(db: sqlite3.Connection, uid: int, gid: int, now_ns: int, mode: int) -> None:

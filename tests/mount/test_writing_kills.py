@@ -106,19 +106,21 @@ def killed_at_answer(pid: int, number: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("flag", "answers"),
+    ("flags", "answers"),
     [
         ("--passthrough", [1, 2]),
         pytest.param("--no-passthrough", [1, 2], marks=pytest.mark.soak),
+        pytest.param("--no-passthrough --no-resend", [1, 2], marks=pytest.mark.soak),
+        pytest.param("--no-passthrough --no-resend", [3, 4, 5, 6, 7], marks=pytest.mark.soak),
         pytest.param("--passthrough", [3, 4, 5, 6, 7], marks=pytest.mark.soak),
         pytest.param("--no-passthrough", [3, 4, 5, 6, 7], marks=pytest.mark.soak),
     ],
 )
 def test_what_was_done_before_a_server_died_is_not_done_twice(
-    bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flag: str, answers: list[int]
+    bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flags: str, answers: list[int]
 ) -> None:
     before = os.umask(0o022)
-    mounted = mountkit.mount(bucket.source, "--writable", *([flag] if flag.startswith("--no") else []))
+    mounted = mountkit.mount(bucket.source, "--writable", *[word for word in flags.split() if word != "--passthrough"])
     try:
         expected: dict[str, bytes] = {}
         for number, (name, operation) in enumerate(OPERATIONS.items()):
