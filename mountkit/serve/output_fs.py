@@ -58,7 +58,7 @@ class OutputFileSystem:
         settings: OutputSettings,
     ) -> None:
         self.names = Names(journal, files, bucket, view, show)
-        self.publisher = Publisher(journal, files, view.prefix)
+        self.publisher = Publisher(journal, files, view.prefix, clobber=settings.clobber)
         self.journal, self.staging, self.show, self.settings = journal, files, show, settings
         self.used_bytes = 0
         """What staging takes on the disk, as upkeep last saw it, and what was written through us since."""
@@ -233,16 +233,17 @@ class OutputFileSystem:
     def _rename_file(self, directory: Node, place: Place, new_directory: Node, new_place: Place) -> None:
         old_key = self.publisher.key(directory.id, place.name)
         new_key = self.publisher.key(new_directory.id, new_place.name)
+        replaces = _etag_at(new_place)
         taken = self._vacate(new_place, new_key)
         node = place.node or self._object_node(place)
         self._tree.forget(directory.id, place.name)
         self._tree.put(new_directory.id, new_place.name, node.id)
-        self._move(node, old_key, taken=taken)
+        self._move(node, old_key, taken=taken, replaces=replaces)
         self._leave(directory, place.name, old_key)
 
-    def _move(self, node: Node, old_key: bytes, *, taken: bool) -> None:
+    def _move(self, node: Node, old_key: bytes, *, taken: bool, replaces: str = "") -> None:
         writers = self._tree.has_writers(node.id)
-        self.publisher.move(node, old_key, taken=taken, writers=writers)
+        self.publisher.move(node, old_key, taken=taken, replaces=replaces, writers=writers)
 
     def _object_node(self, place: Place) -> Node:
         """The node of an object that is to have another name or other attributes than in the bucket."""
@@ -743,6 +744,7 @@ class OutputFileSystem:
             mtime_ns=shown.mtime_ns,
             xattrs=xattrs,
             in_bucket=int(in_bucket),
+            if_match=row.etag,
         )
         self._tree.put(place.parent, place.name, ident)
         self._make_explicit(self._fresh(place.parent))
@@ -768,6 +770,13 @@ class Done(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(errno.errorcode[number])
         self.errno = number
+
+
+def _etag_at(place: Place) -> str:
+    """Which object the bucket has at a name, as the mount shows it; empty where it has none yet."""
+    if place.row is not None:
+        return place.row.etag
+    return (place.node.etag or place.node.if_match or "") if place.node is not None else ""
 
 
 def _errno(text: str | None) -> int:

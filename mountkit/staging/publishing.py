@@ -31,7 +31,9 @@ def is_marker(name: bytes) -> bool:
 class Publisher:
     """Queues operations for nodes of the overlay."""
 
-    def __init__(self, journal: Journal, files: StagingFiles, prefix: bytes) -> None:
+    def __init__(self, journal: Journal, files: StagingFiles, prefix: bytes, *, clobber: bool = True) -> None:
+        """Without `clobber` each PUT says which object it may replace."""
+        self._clobber = clobber
         self._journal, self._tree, self._files, self._prefix = journal, journal.tree, files, prefix
 
     def key(self, parent: int, name: bytes) -> bytes:
@@ -57,6 +59,8 @@ class Publisher:
         key = self.key(entry.parent, entry.name)
         stamp = self._files.settled_stamp(node.file)
         metadata = _metadata(node, stamp.mtime_ns)
+        if not self._clobber:
+            metadata["if_match"] = node.etag or node.if_match or ""
         if node.seq is not None and self._journal.replace_put(node.seq, key, node.file, stamp, metadata, live=live):
             self._note_put(node.id, stamp, abandoned=0)
             return node.seq
@@ -122,17 +126,20 @@ class Publisher:
             return bool(node.in_bucket) or not self._is_cancelled(node.seq)
         return bool(node.in_bucket) if self._journal.cancel(node.seq) else True
 
-    def move(self, node: Node, old_key: bytes, *, taken: bool, writers: bool) -> None:
+    def move(self, node: Node, old_key: bytes, *, taken: bool, replaces: str = "", writers: bool) -> None:
         """The node has got another name (the tree knows it already): its bytes shall be under that key, and not here.
 
-        `taken`: whether the bucket may have an object at the new key; `writers`: somebody has it open for writing.
+        `taken`: whether the bucket may have an object at the new key, and `replaces` its ETag, if known; `writers`:
+        somebody has it open for writing.
         """
         if node.kind == NodeKind.OBJECT:
             self._move_object(node, old_key, taken=taken)
             return
         operation = self._journal.operation(node.seq) if node.seq else None
         was_there = self.detach(node, old_key)
-        self._tree.change(node.id, ordered=1, in_bucket=int(taken), seq=None)
+        self._tree.change(
+            node.id, ordered=1, in_bucket=int(taken), seq=None, etag=None, done_at=None, if_match=replaces
+        )
         published = node.put_size is not None and not node.abandoned
         done = node.seq is None or (operation is not None and operation.state == OperationState.DONE)
         if published and not self.changed(node):

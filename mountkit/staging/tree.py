@@ -38,6 +38,7 @@ class NodeKind(IntEnum):
 # node.put_*: the stamp of the newest PUT that was queued, or of the bytes as they came from the bucket.
 # node.made_at: of a directory, when it was made here (what the bucket has below it was known then: nothing).
 # node.thinned: something was taken out of a directory: is it empty now, so that it needs a marker?
+# node.if_match: the ETag the bucket had under this name when the file took it, "" where it was free.
 # node.names: 0 once unlinked. node.lost_path: of abandoned files, where they lay.
 # entry.node NULL: nothing is there; seq is the operation that makes it so in the bucket, since: when it was DONE.
 # handle: what the kernel has open; a server that takes over finds here what the dead one had.
@@ -48,7 +49,8 @@ CREATE TABLE node (
     target BLOB, xattrs TEXT, names INTEGER NOT NULL DEFAULT 1, in_bucket INTEGER NOT NULL DEFAULT 0, seq INTEGER,
     etag TEXT, done_at REAL, put_size INTEGER, put_mtime_ns INTEGER, put_ctime_ns INTEGER, object INTEGER,
     source_key BLOB, source_etag TEXT, ordered INTEGER NOT NULL DEFAULT 0, abandoned INTEGER NOT NULL DEFAULT 0,
-    derived INTEGER NOT NULL DEFAULT 0, thinned INTEGER NOT NULL DEFAULT 0, made_at REAL, lost_path BLOB);
+    derived INTEGER NOT NULL DEFAULT 0, thinned INTEGER NOT NULL DEFAULT 0, made_at REAL, lost_path BLOB,
+    if_match TEXT);
 CREATE INDEX node_seq ON node (seq) WHERE seq IS NOT NULL;
 CREATE INDEX node_thinned ON node (id) WHERE thinned = 1;
 CREATE INDEX node_object ON node (object) WHERE object IS NOT NULL;
@@ -91,6 +93,7 @@ class Node(NamedTuple):
     thinned: int
     made_at: float | None
     lost_path: bytes | None
+    if_match: str | None
 
     @property
     def inode(self) -> int:
@@ -118,7 +121,7 @@ class Entry(NamedTuple):
 
 _BLANK: Final = Node(
     *(0, 0, None, 0, 0, 0, 0, 0, None, None, 1, 0, None, None, None, None),
-    *(None, None, None, None, None, 0, 0, 0, 0, None, None),
+    *(None, None, None, None, None, 0, 0, 0, 0, None, None, None),
 )
 """A new row as the table's defaults make it."""
 _NODE: Final = ", ".join(f"n.{name}" for name in Node._fields)

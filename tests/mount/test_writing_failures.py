@@ -22,6 +22,11 @@ from tests.mount.writing import drain_and_unmount, is_drained, journal, objects
 FLAGS = pytest.mark.parametrize("flag", ["--passthrough", "--no-passthrough"])
 
 
+_REFUSED = b"<Error><Code>AccessDenied</Code><Message>not you</Message></Error>"
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(_REFUSED)
+FORBIDDEN += _REFUSED
+
+
 def _mount(bucket: Bucket, mountkit: CommandLine, flag: str, *more: str) -> Path:
     return mountkit.mount(bucket.source, "--writable", *([flag] if flag.startswith("--no") else []), *more)
 
@@ -254,3 +259,45 @@ def test_a_second_writable_mount_of_the_same_source_is_refused(bucket: Bucket, m
     assert not [m for m in mountinfo.ours() if m.directory == str(second)]
     readable = mountkit.mount(bucket.source, name="readable")
     assert os.listdir(readable) == []
+
+
+@FLAGS
+def test_an_upload_refused_for_good_is_an_error_of_later_closes(
+    bucket: Bucket, mountkit: CommandLine, flag: str
+) -> None:
+    """[refused-1]"""
+    mounted = _mount(bucket, mountkit, flag)
+    bucket.proxy.fault = lambda method, _target: FORBIDDEN if method in ("PUT", "POST") else None
+    (mounted / "a.txt").write_bytes(b"staged")
+    wait_until(lambda: "a.txt" in " ".join(mountkit.status(mounted)["reasons"]), seconds=20)
+    with pytest.raises(OSError) as caught:
+        (mounted / "b.txt").write_bytes(b"more")
+    assert caught.value.errno in (errno.EACCES, errno.EIO)
+    fd = os.open(mounted / "c.txt", os.O_CREAT | os.O_WRONLY)
+    os.write(fd, b"c")
+    with pytest.raises(OSError) as caught:
+        os.fsync(fd)
+    assert caught.value.errno in (errno.EACCES, errno.EIO)
+    with pytest.raises(OSError):
+        os.close(fd)
+    assert (mounted / "a.txt").read_bytes() == b"staged"
+    bucket.proxy.fault = None
+    assert mountkit.run("drain", str(mounted)).code == 0
+    assert objects(bucket) == {"a.txt": b"staged", "b.txt": b"more", "c.txt": b"c"}
+    (mounted / "d.txt").write_bytes(b"works again")
+
+
+def test_no_clobber_refuses_what_somebody_else_wrote_meanwhile(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[clobber-1]"""
+    bucket.put("shared", b"first")
+    mounted = _mount(bucket, mountkit, "", "--no-clobber")
+    (mounted / "mine").write_bytes(b"one")
+    os.replace(mounted / "mine", mounted / "other")
+    (mounted / "other").write_bytes(b"two")
+    wait_until(lambda: objects(bucket).get("other") == b"two", seconds=20)
+    with (mounted / "shared").open("ab") as file:
+        bucket.put("shared", b"somebody else's")
+        file.write(b" mine")
+    wait_until(lambda: "shared" in " ".join(mountkit.status(mounted)["reasons"]), seconds=20)
+    assert objects(bucket)["shared"] == b"somebody else's"
+    assert (mounted / "shared").read_bytes() == b"first mine"
