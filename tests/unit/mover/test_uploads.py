@@ -435,7 +435,7 @@ async def test_the_next_mover_resumes_an_upload_and_sends_only_what_is_missing(
     async with uploading(directory_fd, catalog, store) as bench:
         assert (await bench.uploads.commit([seq]))["states"] == {str(seq): DONE}
         assert store.data(b"large") == data and not store.uploads
-        assert [call for call, _ in store.calls].count("upload_part") == 3
+        assert [call for call, _ in store.calls].count("upload_part") <= 3
         assert "create_upload" not in [call for call, _ in store.calls]
 
 
