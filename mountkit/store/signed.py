@@ -7,6 +7,7 @@ attempt: no retry, no redirect followed. Safe for threads; connections are kept 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from mountkit.store import answers
 from mountkit.store.access import Access, Wallet
 from mountkit.store.answers import Asked
 from mountkit.store.keys import quoted
+from mountkit.store.lean import Answer, LeanHTTP, NoAnswer, Unusable
 from mountkit.store.payload import Payload
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class SignedHTTP:
         self.access, self._wallet, self._timeouts = access, wallet, timeouts
         self._manager = _manager(access, timeouts)
         self._proxy_headers = dict(getattr(self._manager, "proxy_headers", None) or {})
+        self._lean = _lean(access, timeouts)
         self._absolute = bool(access.proxy) and not access.is_tls  # a plain proxy wants to be told the whole URL
 
     def __repr__(self) -> str:
@@ -67,6 +70,8 @@ class SignedHTTP:
 
     def close(self) -> None:
         self._manager.clear()
+        if self._lean is not None:
+            self._lean.close()
 
     def asked(self, verb: str, key: bytes | None = None) -> Asked:
         """What an error about such a request says. Never waits for credentials."""
@@ -95,6 +100,12 @@ class SignedHTTP:
         """Headers and body of the answer to a write, which is a success also by its body: S3 says 200 to some before
         it knows, and then sends an error document. `slow` ones take the store minutes."""
         limit_s = self._timeouts.copy_s if slow else self._timeouts.write_s
+        if answer := self._lean_answer(method, asked, query, headers, payload, limit_s):
+            if answer.status >= 300:
+                raise answers.refused(asked, answer.status, answer.headers, answer.body)
+            if error := answers.error_in(asked, answer.headers, answer.body):
+                raise error
+            return answer.headers, answer.body
         response = self.send(method, asked, query=query, signed=headers, payload=payload, wait_s=limit_s)
         with _closing(response):
             if response.status >= 300:
@@ -103,6 +114,39 @@ class SignedHTTP:
             if error := answers.error_in(asked, response.headers, body):
                 raise error
             return response.headers, body
+
+    def _lean_answer(
+        self,
+        method: str,
+        asked: Asked,
+        query: str,
+        headers: Mapping[str, str] | None,
+        payload: Payload | None,
+        wait_s: float,
+    ) -> Answer | None:
+        """The answer to a small write by way of `lean`; None where that is not the way to send it."""
+        body = payload.body() if payload is not None else b""
+        if self._lean is None or not isinstance(body, bytes):
+            return None
+        url, target = self._place(asked, query)
+        every = {"Host": urlsplit(url).netloc, "User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        every |= self._signature(method, url, headers or {}, payload)
+        every["Content-Length"] = str(len(body))
+        try:
+            return self._lean.request(method, target, every, body, wait_s)
+        except Unusable:
+            return None
+        except NoAnswer as exc:
+            raise answers.unreached(asked, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")) from exc
+        except OSError as exc:
+            raise answers.unreached(asked, exc) from exc
+
+    def _place(self, asked: Asked, query: str) -> tuple[str, str]:
+        """The URL that a request is signed for, and the target of its first line."""
+        base = urlsplit(self.access.base)
+        path = base.path if asked.key is None else f"{base.path}/{quoted(asked.key)}"
+        target = f"{path or '/'}{'?' if query else ''}{query}"
+        return f"{base.scheme}://{base.netloc}{target}", target
 
     @property
     def signs_payloads(self) -> bool:
@@ -125,9 +169,7 @@ class SignedHTTP:
         `signed` are headers that belong under the signature (all of x-amz-*); `headers` need not.
         """
         base = urlsplit(self.access.base)
-        path = base.path if asked.key is None else f"{base.path}/{quoted(asked.key)}"
-        target = f"{path or '/'}{'?' if query else ''}{query}"
-        url = f"{base.scheme}://{base.netloc}{target}"
+        url, target = self._place(asked, query)
         every = {
             "User-Agent": USER_AGENT,
             "Accept-Encoding": "identity",
@@ -251,6 +293,15 @@ def for_check(timeouts: Timeouts, total_s: float) -> Timeouts:
         request_s=total_s,
         document_s=min(timeouts.document_s, total_s),
     )
+
+
+def _lean(access: Access, timeouts: Timeouts) -> LeanHTTP | None:
+    """None behind a proxy."""
+    base = urlsplit(access.base)
+    if access.proxy or not base.hostname:
+        return None
+    port = base.port or (443 if access.is_tls else 80)
+    return LeanHTTP(base.hostname, port, access.tls_context() if access.is_tls else None, timeouts.connect_s)
 
 
 def _manager(access: Access, timeouts: Timeouts) -> urllib3.PoolManager:
