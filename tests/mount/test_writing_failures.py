@@ -40,7 +40,7 @@ def _kill_all(mountkit: CommandLine, mounted: Path) -> None:
 
 @FLAGS
 def test_what_was_closed_survives_the_death_of_everything(bucket: Bucket, mountkit: CommandLine, flag: str) -> None:
-    """[durable-1]"""
+    """[writing-6]"""
     mounted = _mount(bucket, mountkit, flag)
     (mounted / "d").mkdir()
     for number in range(40):
@@ -76,7 +76,7 @@ def _killed_writer(path: Path, *flags: str, number: int = signal.SIGKILL) -> Non
 
 @FLAGS
 def test_a_writer_killed_in_a_new_file_publishes_nothing(bucket: Bucket, mountkit: CommandLine, flag: str) -> None:
-    """[killed-1]"""
+    """[writing-4]"""
     mounted = _mount(bucket, mountkit, flag)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
         _killed_writer(mounted / f"new-{number}", number=number)
@@ -98,7 +98,7 @@ def test_a_writer_killed_in_a_new_file_publishes_nothing(bucket: Bucket, mountki
 def test_an_atomic_replace_in_a_loop_shows_one_version_or_the_other(
     bucket: Bucket, mountkit: CommandLine, flag: str
 ) -> None:
-    """[rename-1]"""
+    """[writing-3]"""
     mounted = _mount(bucket, mountkit, flag)
     target = mounted / "state.json"
     target.write_bytes(bytes([0]) * 5000)
@@ -133,7 +133,7 @@ def test_an_atomic_replace_in_a_loop_shows_one_version_or_the_other(
 
 
 def test_a_log_is_in_the_bucket_while_it_is_open(bucket: Bucket, mountkit: CommandLine) -> None:
-    """[live-1]"""
+    """[uploads-10]"""
     mounted = _mount(bucket, mountkit, "", "--live", "1s")
     bucket.proxy.requests.clear()
     written = b""
@@ -150,7 +150,7 @@ def test_a_log_is_in_the_bucket_while_it_is_open(bucket: Bucket, mountkit: Comma
 
 
 def test_a_full_staging_area_is_enospc_and_earlier_files_are_intact(bucket: Bucket, mountkit: CommandLine) -> None:
-    """[full-1]"""
+    """[writing-8]"""
     mounted = _mount(bucket, mountkit, "--no-passthrough", "--staging-size", "1MB")
     (mounted / "early").write_bytes(content(1, 200_000))
     with pytest.raises(OSError) as caught:
@@ -185,7 +185,7 @@ def test_a_full_staging_area_is_enospc_and_earlier_files_are_intact(bucket: Buck
     ],
 )
 def test_writers_never_notice_that_processes_die(bucket: Bucket, mountkit: CommandLine, flag: str, kills: int) -> None:
-    """[killed-2]"""
+    """[writing-5]"""
     mounted = _mount(bucket, mountkit, flag)
     over = threading.Event()
     expected: dict[str, bytes] = {}
@@ -249,7 +249,7 @@ def test_writers_never_notice_that_processes_die(bucket: Bucket, mountkit: Comma
 
 
 def test_a_second_writable_mount_of_the_same_source_is_refused(bucket: Bucket, mountkit: CommandLine) -> None:
-    """[one-writer-1]"""
+    """[writing-9]"""
     _mount(bucket, mountkit, "")
     second = mountkit.base / "second"
     second.mkdir()
@@ -265,7 +265,7 @@ def test_a_second_writable_mount_of_the_same_source_is_refused(bucket: Bucket, m
 def test_an_upload_refused_for_good_is_an_error_of_later_closes(
     bucket: Bucket, mountkit: CommandLine, flag: str
 ) -> None:
-    """[refused-1]"""
+    """[uploads-7]"""
     mounted = _mount(bucket, mountkit, flag)
     bucket.proxy.fault = lambda method, _target: FORBIDDEN if method in ("PUT", "POST") else None
     (mounted / "a.txt").write_bytes(b"staged")
@@ -288,7 +288,7 @@ def test_an_upload_refused_for_good_is_an_error_of_later_closes(
 
 
 def test_no_clobber_refuses_what_somebody_else_wrote_meanwhile(bucket: Bucket, mountkit: CommandLine) -> None:
-    """[clobber-1]"""
+    """[uploads-9]"""
     bucket.put("shared", b"first")
     mounted = _mount(bucket, mountkit, "", "--no-clobber")
     (mounted / "mine").write_bytes(b"one")

@@ -119,6 +119,7 @@ def killed_at_answer(pid: int, number: int) -> Iterator[None]:
 def test_what_was_done_before_a_server_died_is_not_done_twice(
     bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flags: str, answers: list[int]
 ) -> None:
+    """[writing-5]"""
     before = os.umask(0o022)
     mounted = mountkit.mount(bucket.source, "--writable", *[word for word in flags.split() if word != "--passthrough"])
     try:

@@ -47,6 +47,7 @@ _PLAIN = {
 @settings(max_examples=40, derandomize=True, **_PLAIN)
 @given(script=st.lists(operations, min_size=20, max_size=80))
 def test_the_mount_does_what_a_local_directory_does(mounted: Path, tmp_path: Path, script: list[Operation]) -> None:
+    """[writing-1]"""
     _tell_the_same(mounted, tmp_path, script)
 
 

@@ -37,6 +37,7 @@ def test_fsync_returns_when_the_bucket_has_the_file(bucket: Bucket, mountkit: Co
 def test_a_directory_of_all_kinds_becomes_the_same_in_the_bucket(
     bucket: Bucket, mountkit: CommandLine, flags: list[str]
 ) -> None:
+    """[writing-11]"""
     bucket.put("old/x", b"old x")
     bucket.put("old/y", b"old y")
     bucket.put("appended", b"one ")
@@ -80,6 +81,7 @@ def test_a_directory_of_the_bucket_can_be_renamed(bucket: Bucket, mountkit: Comm
 def test_what_is_in_the_bucket_is_found_again_with_its_dates(
     bucket: Bucket, mountkit: CommandLine, flags: list[str]
 ) -> None:
+    """[writing-7]"""
     mounted = mountkit.mount(bucket.source, *flags)
     (mounted / "d").mkdir()
     path: Path = mounted / "d" / "f"
