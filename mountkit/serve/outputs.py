@@ -19,7 +19,6 @@ from mountkit.serve.output_upkeep import Upkeep
 from mountkit.staging import tree
 from mountkit.staging.files import StagingFiles
 from mountkit.staging.journal import Journal
-from mountkit.staging.tree import NodeKind
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +72,8 @@ def begin_session(files: OutputFileSystem) -> None:
     journal, nodes = files.journal, files.journal.tree
     for ident, flags in nodes.open_nodes().items():
         node = nodes.node(ident)
-        if node is None or node.kind != NodeKind.FILE or not any(each & os.O_ACCMODE for each in flags):
-            continue
-        if node.put_size is None:
+        if node is not None and node.put_size is None and any(each & os.O_ACCMODE for each in flags):
             nodes.change(ident, abandoned=1)
-        elif node.names and files.publisher.changed(node):
-            files.publisher.publish(node)
     nodes.close_all_handles()
     journal.forget_replies()
     for (ident,) in journal.db.execute("SELECT id FROM node WHERE abandoned = 1 AND lost_path IS NULL").fetchall():
@@ -88,7 +83,27 @@ def begin_session(files: OutputFileSystem) -> None:
         if entry is not None:
             nodes.forget(entry.parent, entry.name)
         log.warning("%r was never closed: its bytes are kept, `mountkit outputs --export` copies them out", path)
+    _check_staged(files)
     _clear_staging(files)
+
+
+def _check_staged(files: OutputFileSystem) -> None:
+    """Files are published as they are now: nobody may have closed them after they were changed, or said so in time."""
+    journal, nodes = files.journal, files.journal.tree
+    rows = journal.db.execute("SELECT id FROM node WHERE file IS NOT NULL AND names > 0 AND put_size IS NOT NULL")
+    for (ident,) in rows.fetchall():
+        node = nodes.node(ident)
+        assert node is not None
+        try:
+            if files.publisher.changed(node):
+                files.publisher.publish(node)
+        except FileNotFoundError:
+            entry = nodes.entry_of(ident)
+            log.error("the bytes of %r are lost: was the disk cut off?", files.publisher.key_of(ident))
+            journal.cancel(node.seq)
+            nodes.change(ident, names=0)
+            if entry is not None:
+                nodes.forget(entry.parent, entry.name)
 
 
 def _clear_staging(files: OutputFileSystem) -> None:
