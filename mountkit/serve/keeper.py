@@ -45,6 +45,8 @@ class Keeper:
         self._secrets_fd = secrets_fd
         self._undo = False
         """Whether the mount was made by us and nobody has been told of it: then it goes if we fail."""
+        self._gone = False
+        """Whether the mount has ended and its servers with it."""
         self.uploads_left = False
         """Whether the mount ended before everything was in the bucket."""
 
@@ -151,7 +153,9 @@ class Keeper:
         )
         socket_path = places.keeper_socket(mounted.device)
         async with contextlib.AsyncExitStack() as stack:
-            # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's.
+            # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's, and at
+            # last the waiting for uploads: the kernel may have given the device number to another mount by then.
+            stack.push_async_callback(self._part)
             try:
                 # The kernel gives the device number of a mount that has just ended to the next one: its keeper gets
                 # the time to end. A keeper that adopts does not wait: whoever has the lock has adopted already.
@@ -251,10 +255,17 @@ class Keeper:
                     await self._servers.session_ended.wait()
             self._servers.kill()
             await trio.to_thread.run_sync(_take_away, self._mounted)
-            if control.drains:
+            self._gone = True
+        log.info("%s is unmounted", self._mounted.directory)
+
+    async def _part(self) -> None:
+        """The mount is gone: lets the mover finish its uploads, then leaves it."""
+        if not self._gone:
+            return
+        with trio.CancelScope(shield=True):
+            if self._control.drains:
                 await self._drain()
             await self._mover.goodbye()
-        log.info("%s is unmounted", self._mounted.directory)
 
     async def _drain(self) -> None:
         """Waits until what was written is in the bucket, for as long as was agreed; what is left says the log."""
