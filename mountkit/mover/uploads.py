@@ -36,11 +36,13 @@ from mountkit.store.retry import RetryingStore
 
 log = logging.getLogger(__name__)
 MAX_THREADS = 32
-_RUNNING = 96
+_RUNNING = 192
 """Operations claimed at once: enough that no thread waits for the journal."""
+_TURN_S = 0.04
+"""Turns of the loop while nobody waits: each is a few transactions, and the server waits for a lock on the journal."""
 _LOOK_S = 1.0
-_SYNC_WHOLE_S = 2.0
-_FEW = 2000
+_SYNC_WHOLE_S = 0.5
+_FEW, _FEW_TIMES = 500, 10
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _CHANGING_S = 1.0
 _NAMED_FAILURES = 20
@@ -105,7 +107,7 @@ class Uploads:
         self._synced_at = 0.0
         self._paused_until, self._pause_s = 0.0, _FIRST_PAUSE_S
         self._trouble = ""
-        self._draining = 0
+        self._draining = self._waiters = 0
         self._done_bytes = 0
         self._sent_bytes: dict[int, int] = {}
         self._arrived: deque[Callable[[], None]] = deque()
@@ -131,6 +133,8 @@ class Uploads:
         try:
             while True:
                 self._pump()
+                if not self._waiters:
+                    await trio.sleep(_TURN_S)
                 with trio.move_on_after(self._until_next()):
                     await self._news.wait()
                 self._news = trio.Event()
@@ -144,6 +148,13 @@ class Uploads:
 
     async def commit(self, seqs: list[int]) -> dict[str, Any]:
         """Returns once these are over, failed, or stuck behind something that failed."""
+        self._waiters += 1
+        try:
+            return await self._commit(seqs)
+        finally:
+            self._waiters -= 1
+
+    async def _commit(self, seqs: list[int]) -> dict[str, Any]:
         while True:
             self._sync()
             self._order.hurry(seqs)
@@ -241,11 +252,12 @@ class Uploads:
         """Takes over what the server has queued, replaced and cancelled."""
         if not self.journal.changed() and self._synced_at:
             return
+        self._load_settings()
         now = time.monotonic()
-        whole = len(self._order) <= _FEW or now - self._synced_at >= _SYNC_WHOLE_S
-        if not self._synced_at or whole:
+        # What was cancelled or updated in place meanwhile is found at the claim at the latest.
+        pause_s = _SYNC_WHOLE_S if len(self._order) <= _FEW else _FEW_TIMES * _SYNC_WHOLE_S
+        if not self._synced_at or now - self._synced_at >= pause_s:
             self._synced_at = now
-            self._load_settings()
             self._sync_whole()
             self._clean_up()
         for operation in self.journal.open_operations(after=self._last_seq):
@@ -269,11 +281,9 @@ class Uploads:
             self._last_seq = max(self._last_seq, seq)
 
     def _load_settings(self) -> None:
+        known = self.journal.settings()
         names = OutputSettings.__dataclass_fields__
-        default = OutputSettings()
-        self._settings = replace(
-            default, **{name: self.journal.setting(name, getattr(default, name)) for name in names}
-        )
+        self._settings = OutputSettings(**{name: known[name] for name in names if name in known})
 
     def _clean_up(self) -> None:
         """Aborts uploads whose operation was cancelled."""

@@ -116,6 +116,10 @@ class UploadJournal:
         row = self._db.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
         return json.loads(row[0]) if row else default
 
+    def settings(self) -> dict[str, Any]:
+        """All options that its server wrote."""
+        return {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM setting")}
+
     def changed(self) -> bool:
         """Whether somebody else has written since the last call."""
         (version,) = self._db.execute("PRAGMA data_version").fetchone()

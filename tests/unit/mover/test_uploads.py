@@ -324,7 +324,8 @@ async def test_a_file_that_changes_while_it_is_sent_is_not_published(directory_f
         store.on_write = change
         with trio.move_on_after(0.5):
             await bench.uploads.commit([changed])
-        assert store.data(b"large") is None and bench.state(changed) is PENDING
+        await bench.until(changed, PENDING)
+        assert store.data(b"large") is None
         later = bench.queue(PUT, b"large", file=file)
         await bench.uploads.commit([later])
         assert store.data(b"large") == content(3 * PART, 1) and not store.uploads
