@@ -8,9 +8,8 @@ import sys
 import click
 
 from mountkit import __version__, errors
-from mountkit.commands import config, mount, outputs, run, transfer
+from mountkit.commands import cache, config, doctor, mount, outputs, run, systemd, trace, transfer
 from mountkit.errors import MountkitError, UsageError
-from mountkit.run import hidden
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 INTERRUPTED = 130
@@ -31,14 +30,14 @@ for _command in (
     *(mount.mount, mount.unmount, mount.status, mount.upgrade, mount.refresh, mount.warm),
     *(run.run, run.runs, run.logs, run.stop, run.wait, run.rerun),
     *(outputs.outputs, outputs.drain, transfer.push, transfer.pull),
-    config.config,
+    *(doctor.doctor, doctor.policy, doctor.explain, doctor.self_test),
+    *(cache.cache, config.config, systemd.systemd, trace.trace),
 ):
     cli.add_command(_command)
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    hidden.hide()
+    """Runs the command of this process's command line, and ends with its exit code."""
     try:
         cli.main(standalone_mode=False)
     except MountkitError as exc:
@@ -68,7 +67,3 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -104,6 +104,7 @@ class Option:
 
 
 OPTIONS: tuple[Option, ...] = (
+    Option("driver", _choice("auto", "fuse", "s3fs"), "auto", "NAME", "auto, fuse, or s3fs where fuse cannot be had."),
     Option("region", str, "", "NAME", "Region of the bucket (default: found by itself)."),
     Option("endpoint", str, "", "URL", "Server to talk to, like http://127.0.0.1:9000 (default: AWS)."),
     Option("profile", str, "", "NAME", "Profile of ~/.aws/config and ~/.aws/credentials to use."),
@@ -118,6 +119,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("gid", _integer, -1, "GID", "Group shown for all files (default: yours)."),
     Option("umask", _octal, 0o022, "MASK", "Permission bits taken from 0555 and 0444 (default: 022)."),
     Option("allow-other", None, False, "", "Let other users (and containers) read the mount."),
+    Option("no-exec", None, False, "", "Let no file of the mount be executed."),
     Option("servers", _servers, 0, "N", "Processes that answer the kernel (default: by cores, 2 to 4)."),
     Option("verify", _choice("once", "always"), "once", "WHEN", "Check cached bytes once, or at every read."),
     Option("no-sweep", None, False, "", "Fetch no files before they are opened, whatever the reading looks like."),
@@ -140,7 +142,23 @@ OPTIONS: tuple[Option, ...] = (
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 # mount(8) and fstab say these to every file system; they change nothing for a read-only mount of ours.
-_IGNORED = {"ro", "rw", "nosuid", "nodev", "noatime", "relatime", "auto", "noauto", "user", "_netdev", "nofail", "exec"}
+_IGNORED = {
+    *("ro", "rw", "nosuid", "nodev", "exec", "defaults", "default_permissions", "async", "loud", "silent"),
+    *(
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "lazytime",
+    ),
+    *("auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group", "comment"),
+}
+_OURS = {"noexec": "no-exec"}
+"""Words of mount(8) for what has another name here; `user` and `users` in fstab imply this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +192,7 @@ class MountSettings:
     gid: int = 0
     umask: int = 0o022
     allow_other: bool = False
+    executable: bool = True
     servers: int = 2
     verify_always: bool = False
     sweep: bool = True
@@ -181,14 +200,20 @@ class MountSettings:
     resend: bool = True
     data_budget_s: float = 60.0
     metadata_budget_s: float = 10.0
+    driver: str = "auto"
     outputs: OutputSettings | None = None
     """None: a read-only mount."""
 
     @property
     def state_name(self) -> str:
-        """The name of this mount's state directory: the same source asked by the same identity shares it."""
+        """The name of this mount's state directory: the same source asked by the same identity shares it.
+
+        s3fs cannot share: its name has the mount point in it, too.
+        """
         source = self.source
         parts = [source.endpoint, source.bucket, source.prefix.hex(), self.identity]
+        if self.driver == "s3fs":
+            parts += [self.driver, self.directory]
         return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
 
     def to_json(self) -> str:
@@ -240,7 +265,7 @@ def parse_mount_options(text: str) -> dict[str, str | bool | None]:
     given: dict[str, str | bool | None] = {}
     for word in filter(None, text.split(",")):
         name, separator, value = word.partition("=")
-        name = name.replace("_", "-") if name not in _IGNORED else name
+        name = _OURS.get(name, name.replace("_", "-")) if name not in _IGNORED else name
         if name in _IGNORED or name.startswith("x-"):
             continue
         if name not in _BY_NAME:
@@ -271,6 +296,7 @@ def mount_settings(source: str, directory: str, **flags: str | bool | None) -> M
         gid=os.getgid() if values["gid"] < 0 else values["gid"],
         umask=values["umask"],
         allow_other=values["allow_other"],
+        executable=not values["no_exec"],
         servers=1 if values["writable"] else values["servers"] or max(2, min(4, os.cpu_count() or 1)),
         verify_always=values["verify"] == "always",
         sweep=not values["no_sweep"],
@@ -278,6 +304,7 @@ def mount_settings(source: str, directory: str, **flags: str | bool | None) -> M
         resend=not values["no_resend"],
         data_budget_s=values["data_budget"],
         metadata_budget_s=values["metadata_budget"],
+        driver=values["driver"],
         outputs=_output_settings(values) if values["writable"] else None,
     )
 
@@ -332,12 +359,26 @@ _NETWORK_NAMES = frozenset(
 )
 
 
+AWS_CREDENTIAL, PASSWD_CREDENTIAL = "mountkit-aws-credentials", "mountkit-passwd"
+"""What a unit of ours calls the credentials it has systemd load: a file as ~/.aws/credentials, one as s3fs has it."""
+
+
+def handed_credential(name: str) -> str:
+    """The file in which systemd hands this process the credential `name` (LoadCredential=); "" if it does not."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    path = os.path.join(directory, name)
+    return path if directory and os.path.exists(path) else ""
+
+
 def store_environment(passwd_credentials: tuple[str, str] | None = None) -> dict[str, str]:
     """The part of this environment that says who we are to the store and how to reach it: holds secrets.
 
     Credentials of a password file take the place of all others.
     """
     found = {k: v for k, v in os.environ.items() if k.startswith(_SECRET_PREFIXES) or k in _NETWORK_NAMES}
+    handed = handed_credential(AWS_CREDENTIAL)
+    if handed:
+        found["AWS_SHARED_CREDENTIALS_FILE"] = handed
     if passwd_credentials:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_DEFAULT_PROFILE"):
             found.pop(name, None)

@@ -9,11 +9,23 @@ import sys
 FILE_NAME = "mountkit.log"
 _LIMIT_BYTES = 10 << 20
 _FORMAT = "%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
+_JOURNAL_FORMAT = "%(name)s: %(message)s"
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+class _ForJournal(logging.Formatter):
+    """The journal has its own time and process; the level goes in front, as sd-daemon(3) wants it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+        return "\n".join(level + line for line in super().format(record).splitlines())
 
 
 def basic() -> None:
     """Warnings and worse to stderr, until a better place is known."""
     logging.basicConfig(level=logging.INFO, format=_FORMAT, stream=sys.stderr)
+    if _unit():
+        logging.getLogger().handlers[0].setFormatter(_ForJournal(_JOURNAL_FORMAT))
     for noisy in ("boto3", "botocore", "urllib3", "pyfuse3", "s3transfer"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -21,8 +33,11 @@ def basic() -> None:
 def to_state_directory(state_fd: int) -> None:
     """From here on logs (and stderr) go to the state directory's file; a large one of earlier days is put aside.
 
-    Where the file cannot be written (full or read-only disk), stderr stays.
+    Where the file cannot be written (full or read-only disk), stderr stays; so it does in a unit, where it is the
+    journal.
     """
+    if _unit():
+        return
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(FILE_NAME, flags, 0o600, dir_fd=state_fd)
@@ -35,3 +50,14 @@ def to_state_directory(state_fd: int) -> None:
         return
     os.dup2(fd, 2)
     os.close(fd)
+
+
+def place(file: str) -> str:
+    """Where to look for what a mount says whose log file would be `file`."""
+    scope, unit = ("--user " if os.environ.get("MOUNTKIT_MANAGER") == "user" else ""), _unit()
+    return f"journalctl {scope}-u {unit}" if unit else file
+
+
+def _unit() -> str:
+    """The unit of systemd this process runs in, if it runs in one."""
+    return os.environ.get("MOUNTKIT_UNIT", "")

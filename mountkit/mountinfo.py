@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 
 FSTYPE = "fuse.mountkit"
+S3FS_MARK = "s3fs#"
+"""What stands before the source of a mount that s3fs serves for us; its type is ours, so that every tool finds it."""
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -24,6 +26,14 @@ class MountPoint:
     fstype: str
     source: str
     super_options: frozenset[str]
+    number: int = 0
+    parent: int = 0
+    """The mount it is mounted on, by `number`; it may lie outside of what the process sees."""
+
+    @property
+    def groups(self) -> set[int]:
+        """The peer groups whose mounts and unmounts show up on this mount, too: its own, and its masters'."""
+        return {int(number) for kind, _, number in (field.partition(":") for field in self.propagation) if number}
 
     @property
     def owner_uid(self) -> int:
@@ -32,6 +42,11 @@ class MountPoint:
             if option.startswith("user_id="):
                 return int(option[8:])
         return 0
+
+    @property
+    def driver(self) -> str:
+        """Who serves a mount of ours: fuse or s3fs."""
+        return "s3fs" if self.source.startswith(S3FS_MARK) else "fuse"
 
 
 def mount_points(pid: int | str = "self") -> list[MountPoint]:
@@ -75,6 +90,8 @@ def _parse(line: str) -> MountPoint:
         fstype=tail[0],
         source=_unescape(tail[1]),
         super_options=frozenset(tail[2].split(",")) if len(tail) > 2 else frozenset(),
+        number=int(head[0]),
+        parent=int(head[1]),
     )
 
 

@@ -18,16 +18,19 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-from mountkit import errors, ipc, mountinfo, places
+from mountkit import drivers, errors, ipc, mountinfo, places, remembered
 from mountkit.config import MountSettings, store_environment
 from mountkit.errors import MountBusy, MountError, UsageError
 from mountkit.mountinfo import MountPoint
 
+_STARTING_S = 1.0
 _READY_S = 60.0
 _GONE_S = 10.0
 _UNDONE_S = 20.0
 """A start that is given up ends at once; more is the time of a machine that is very busy."""
 _STAT_S = 2.0
+_UNKEPT = {drivers.FUSE: "recovering", drivers.S3FS: "unwatched"}
+_KEEPERS = {drivers.FUSE: "mountkit.serve.keeper", drivers.S3FS: "mountkit.s3fs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class MountInfo:
     """One mount of ours.
 
     `state` is what its keeper says (ok, degraded, starting, stopping), or, where no keeper answers: dead (its session
-    has ended: the kernel answers ENOTCONN), recovering (servers still serve: they are starting a keeper), unresponsive,
-    or unknown (another user's).
+    has ended: the kernel answers ENOTCONN), recovering (servers still serve: they are starting a keeper), unwatched
+    (s3fs still serves, but nobody would start another), unresponsive, or unknown (another user's).
     """
 
     directory: str
@@ -83,6 +86,7 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
 
     settings = _resolved(settings)
     places.ensure_runtime_directory()
+    _say(settings)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locks.held(places.mount_lock(settings.directory), wait_s=_READY_S))
@@ -92,7 +96,7 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
             ) from None
         if _already(settings):
             return False
-        process, fd = processes.spawn("mountkit.serve.keeper")
+        process, fd = processes.spawn(_KEEPERS[settings.driver])
         channel = stack.enter_context(socket.socket(fileno=fd))
         _send_start(channel, settings, passwd_credentials)
         try:
@@ -104,26 +108,61 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
     if "error" in answer:
         process.wait()
         raise errors.from_json(answer["error"])
+    remembered.remember(settings)
     return True
 
 
 def mount_in_foreground(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None = None) -> NoReturn:
     """Becomes the keeper of the mount, which ends with it. Raises MountkitError."""
-    settings = _resolved(settings)
-    if _already(settings):
-        raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
-    from mountkit import processes
+    from mountkit import notify, processes
 
+    settings = _resolved(settings)
+    if settings.driver != drivers.FUSE:
+        _end_kept_session(settings)
+    if not notify.handed_over(os.environ) and _already(settings):  # a mount systemd keeps the session of is ours
+        raise MountError(f"{settings.source} is mounted at {settings.directory} already", "unmount it first")
+    _say(settings)
+    kept = {name: os.environ[name] for name in notify.HANDED_OVER if name in os.environ}
     ours, theirs = socket.socketpair()
     _send_start(ours, settings, passwd_credentials, foreground=True)
     os.set_inheritable(theirs.fileno(), True)
-    command = processes.command("mountkit.serve.keeper", str(theirs.fileno()))
-    os.execve(command[0], command, processes.environment())  # our end closes with us; the message waits in theirs
+    command = processes.command(_KEEPERS[settings.driver], str(theirs.fileno()))
+    os.execve(
+        command[0], command, {**processes.environment(), **kept}
+    )  # our end closes with us; the message waits in theirs
+
+
+def _end_kept_session(settings: MountSettings) -> None:
+    """A session that systemd kept is the other driver's: it is ended, and systemd starts us again without it."""
+    from mountkit.serve.supervision import Supervision
+
+    supervision = Supervision.from_environment()
+    try:
+        supervision.take_session(settings)
+    except MountError as exc:
+        sys.exit(supervision.starts_anew(exc))
 
 
 def _resolved(settings: MountSettings) -> MountSettings:
-    """With the mount point as mountinfo will name it: no symlink in it, also not as its last part."""
-    return replace(settings, directory=os.path.realpath(settings.directory))
+    """With the mount point as mountinfo will name it (no symlink in it, also not as its last part), and a driver.
+
+    Raises HostError if the driver cannot work here.
+    """
+    settings = replace(settings, directory=os.path.realpath(settings.directory))
+    chosen = drivers.choose(settings.driver)
+    if chosen.why:
+        _note(f"{chosen.why}, so s3fs serves this mount; docs/s3fs.md says what it cannot do")
+    return replace(settings, driver=chosen.driver)
+
+
+def _say(settings: MountSettings) -> None:
+    """What the user should know of the driver before the mount is there."""
+    if settings.driver == drivers.S3FS and (flags := drivers.unhonoured(settings)):
+        _note(f"s3fs cannot honour {', '.join(flags)}")
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _already(settings: MountSettings) -> bool:
@@ -148,7 +187,7 @@ def _already(settings: MountSettings) -> bool:
     )
 
 
-def sealed_secrets(passwd_credentials: tuple[str, str] | None) -> int:
+def sealed_environment(passwd_credentials: tuple[str, str] | None) -> int:
     """A sealed memfd with the store environment: nobody can change it, and it is in no one's argv or environment."""
     import fcntl
 
@@ -166,7 +205,7 @@ def _send_start(
     *,
     foreground: bool = False,
 ) -> None:
-    secrets_fd = sealed_secrets(credentials)
+    secrets_fd = sealed_environment(credentials)
     try:
         body = {"settings": settings.to_json(), "foreground": foreground, "fds": 1}
         socket.send_fds(channel, [b"".join(ipc.encode(body))], [secrets_fd])
@@ -209,8 +248,9 @@ def _ask(point: MountPoint) -> MountInfo:
     except TimeoutError:
         state = "unresponsive"
     except (OSError, ipc.ChannelClosed):
-        state = "dead" if _is_disconnected(point.directory) else "recovering"
-    return MountInfo(point.directory, point.source, state, point.device, point.owner_uid, details)
+        state = "dead" if _is_disconnected(point.directory) else _UNKEPT[point.driver]
+    source = point.source.removeprefix(mountinfo.S3FS_MARK)
+    return MountInfo(point.directory, source, state, point.device, point.owner_uid, details)
 
 
 def _is_disconnected(directory: str) -> bool:
@@ -230,8 +270,12 @@ def client(path: str) -> tuple[ipc.Client, MountInfo]:
 
 
 def mover_client(path: str) -> tuple[ipc.Client, MountInfo]:
-    """A connection to the mover of that mount."""
+    """A connection to the mover of that mount. Raises UsageError where it has none."""
     info = _required(path)
+    if info.details["driver"] == drivers.S3FS:
+        raise UsageError(
+            f"{info.directory} is served by s3fs, which fetches nothing ahead", "mount it with `--driver fuse`"
+        )
     return _connect(places.mover_socket(info.details["state_directory"], info.owner_uid), info), info
 
 
@@ -258,11 +302,15 @@ def _required(path: str) -> MountInfo:
 def upgrade(path: str) -> MountInfo:
     """Has every process of a mount replaced by one that runs the code installed now; readers go on.
 
-    Returns how the mount is then. Raises MountError if no new keeper answers in time.
+    Where systemd watches the mount it is the one to replace them: then this is the unit's restart, which keeps the
+    session. Returns how the mount is then. Raises MountError if no new keeper answers in time.
     """
     keeper, before = client(path)
     with keeper:
-        keeper.call("upgrade", timeout_s=_READY_S)
+        if before.details.get("unit"):
+            _restart_unit(before)
+        else:
+            keeper.call("upgrade", timeout_s=_READY_S)
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         info = _required_soon(before.directory)
@@ -270,6 +318,15 @@ def upgrade(path: str) -> MountInfo:
             return info
         time.sleep(0.05)
     raise MountError(f"no new keeper answers for {before.directory} within {_READY_S:g} s", "its log may say why")
+
+
+def _restart_unit(info: MountInfo) -> None:
+    scope = ["--user"] if info.details["unit_manager"] == "user" else []
+    command = ["systemctl", *scope, "restart", info.details["unit"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = " ".join(command)
+        raise MountError(f"`{words}` failed: {done.stderr.strip()}", "see the unit's status")
 
 
 def _required_soon(directory: str) -> MountInfo | None:
@@ -284,6 +341,11 @@ def _required_soon(directory: str) -> MountInfo | None:
 def unmount(directory: str, *, force: bool = False) -> None:
     """Unmounts and returns once its processes are gone. Raises MountBusy naming who holds it, UsageError."""
     resolved = mountinfo.resolve(directory)
+    _unmount(resolved, directory, force=force)
+    remembered.forget(resolved)
+
+
+def _unmount(resolved: str, directory: str, *, force: bool) -> None:
     points = [point for point in mountinfo.ours() if point.directory == resolved]
     if not points:
         raise UsageError(f"{directory} is not a mount of mountkit", "`mountkit status` lists the mounts")
@@ -292,10 +354,15 @@ def unmount(directory: str, *, force: bool = False) -> None:
     if info.state == "dead":
         _clear_dead(point)
         return
+    if info.state == "unwatched":
+        from mountkit.serve import session
+
+        session.unmount(resolved, lazy=force)
+        return
     from mountkit.serve import holders
 
     if not force:
-        outside = holders.in_other_namespaces(point.device)
+        outside = _held_elsewhere(point.device)
         if outside:
             raise _busy(resolved, outside)
     try:
@@ -320,6 +387,19 @@ def refuse_if_used(info: MountInfo) -> None:
 
     if by := holders.of_mount(info.directory, info.device):
         raise _busy(info.directory, by)
+
+
+def _held_elsewhere(device: str) -> list[str]:
+    """Who holds the mount in other namespaces, for longer than a container needs to change its root when it starts:
+    until then each has every mount of the host."""
+    from mountkit.serve import holders
+
+    deadline = time.monotonic() + _STARTING_S
+    while True:
+        outside = holders.in_other_namespaces(device)
+        if not outside or time.monotonic() > deadline:
+            return outside
+        time.sleep(0.05)
 
 
 def _busy(directory: str, by: list[str]) -> MountBusy:
@@ -351,6 +431,6 @@ def _wait_for_end(pid: int, seconds: float = _GONE_S) -> None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         if not poll.poll(seconds * 1000):
-            print(f"note: process {pid} of the mount is still ending", file=sys.stderr)  # noqa: T201
+            _note(f"process {pid} of the mount is still ending")
     finally:
         os.close(pidfd)

@@ -17,6 +17,8 @@ KEYS: Final = b"keys"
 """The directory in `.mountkit` that holds any key under its escaped name."""
 NAME_MAX: Final = 255
 
+_PLAIN_NAME: Final = re.compile(rb"(?!\.{1,2}\Z)[ -.0-~]{1,255}").fullmatch
+"""Most names there are, told in a third of the time."""
 _CONTINUED: Final = b"%"
 # surrogateescape turns every byte that is no UTF-8 into one of U+DC80..U+DCFF
 _UNSAFE: Final = re.compile("[%/\0\udc80-\udcff]")
@@ -33,6 +35,8 @@ class KeyKind(Enum):
 
 def valid_name(name: bytes) -> bool:
     """Whether `name` can be one component of a path: 1 to 255 bytes of UTF-8, no `/` or NUL, not `.` or `..`."""
+    if _PLAIN_NAME(name):
+        return True
     if not 0 < len(name) <= NAME_MAX or name in (b".", b"..") or b"/" in name or b"\0" in name:
         return False
     return name.isascii() or _is_utf8(name)

@@ -7,12 +7,16 @@ Directories are made 0700 and refused when they belong to somebody else, are sym
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
 
 from mountkit import mountinfo
 from mountkit.errors import HostError, UsageError
+
+TRACE_MARK = "tracing"
+"""A file of this name in the state directory says that opens are being recorded."""
 
 
 def runtime_directory(uid: int | None = None) -> str:
@@ -72,6 +76,12 @@ def mount_lock(directory: str) -> str:
     return os.path.join(runtime_directory(), f"mounting-{digest}.lock")
 
 
+def mount_record(directory: str) -> str:
+    """The file that says how this directory was mounted."""
+    digest = hashlib.blake2b(os.fsencode(directory), digest_size=10).hexdigest()
+    return os.path.join(runtime_directory(), f"{digest}.mount")
+
+
 def mover_socket(state_path: str, uid: int | None = None) -> str:
     """The socket of the one mover that owns the state directory at `state_path`."""
     digest = hashlib.blake2b(os.fsencode(state_path), digest_size=10).hexdigest()
@@ -88,12 +98,7 @@ def open_state(cache_directory: str, name: str) -> int:
 
     Raises UsageError or HostError when the cache directory cannot be used safely.
     """
-    point = mountinfo.covering(mountinfo.resolve(cache_directory), mountinfo.mount_points())
-    if point is not None and point.fstype == mountinfo.FSTYPE:
-        raise UsageError(
-            f"the cache directory {cache_directory} lies inside the mount {point.directory}",
-            "choose a directory on a local disk with --cache",
-        )
+    _outside_of_mounts(cache_directory)
     try:
         os.makedirs(cache_directory, mode=0o700, exist_ok=True)
     except OSError as exc:
@@ -108,6 +113,44 @@ def open_state(cache_directory: str, name: str) -> int:
 def open_below(state_fd: int, name: str) -> int:
     """A descriptor of a directory of its own inside a state directory, made where missing. Raises HostError."""
     return _own_directory(f"/proc/self/fd/{state_fd}", name, what="cache directory")
+
+
+def check_cache(cache_directory: str) -> None:
+    """Whether `open_state` could use that cache directory; makes nothing. Raises UsageError, HostError."""
+    _outside_of_mounts(cache_directory)
+    own = os.path.join(cache_directory, f"mountkit-{os.getuid()}")
+    existing = own
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if existing == own:
+        os.close(_own_directory(cache_directory, os.path.basename(own), what="cache directory"))
+        return
+    try:
+        os.close(os.open(existing, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as exc:
+        raise _unusable(cache_directory, exc) from exc
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _unusable(cache_directory, PermissionError(errno.EACCES, ""))
+
+
+def _outside_of_mounts(cache_directory: str) -> None:
+    point = mountinfo.covering(mountinfo.resolve(cache_directory), mountinfo.mount_points())
+    if point is not None and point.fstype == mountinfo.FSTYPE:
+        raise UsageError(
+            f"the cache directory {cache_directory} lies inside the mount {point.directory}",
+            "choose a directory on a local disk with --cache",
+        )
+
+
+def stand_in_path(name: str) -> str:
+    """Where the catalog of the state directory `name` lies while its disk does not take it."""
+    return os.path.join(ensure_memory_directory(), f"state-{name}")
+
+
+def open_stand_in(name: str) -> int:
+    """A descriptor of that directory, made 0700 where missing. Raises HostError."""
+    path = stand_in_path(name)
+    return _own_directory(os.path.dirname(path), os.path.basename(path), what="directory")
 
 
 def _own_directory(parent: str, name: str, *, what: str, shown: str = "") -> int:

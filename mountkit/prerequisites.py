@@ -41,6 +41,8 @@ class Host(NamedTuple):
     """What its socket says: answers, denied, silent."""
     has_dockerd: bool
     has_fuse_device: bool
+    test_programs: frozenset[str]
+    """Which of TEST_PROGRAMS are there."""
 
 
 class Need(NamedTuple):
@@ -50,8 +52,19 @@ class Need(NamedTuple):
     why: str
 
 
-def missing_packages(host: Host) -> list[Need]:
-    """What must be installed on `host`, in the order it is told."""
+TEST_PROGRAMS = {
+    "podman": Need("podman", "the tests run containers with it, too"),
+    "catatonit": Need("catatonit", "the init process of Podman's containers"),
+    "runc": Need("runc", "starts Podman's containers"),
+    "s3fs": Need("s3fs", "the other driver, which the tests run"),
+    "systemd-analyze": Need("systemd", "the tests boot it in a container"),
+    "dbus-daemon": Need("dbus", "through which an ordinary user gets a systemd there"),
+}
+"""What only the tests need: a program, and the package that has it."""
+
+
+def missing_packages(host: Host, *, tests: bool = False) -> list[Need]:
+    """What must be installed on `host`, in the order it is told; with `tests` also what only they need."""
     needs = [
         (not host.has_venv and host.python, f"python{host.python}-venv", "makes the virtual environment"),
         (
@@ -67,7 +80,10 @@ def missing_packages(host: Host) -> list[Need]:
         (not host.has_certificates, "ca-certificates", "checks who a server is"),
         (host.engine == "silent" and not host.has_dockerd, "docker.io", "runs the containers; no engine answers here"),
     ]
-    return [Need(package, why) for wanted, package, why in needs if wanted]
+    missing = [Need(package, why) for wanted, package, why in needs if wanted]
+    if tests:
+        missing += [need for program, need in TEST_PROGRAMS.items() if program not in host.test_programs]
+    return missing
 
 
 def unmet(host: Host) -> Failed | None:

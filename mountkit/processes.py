@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -13,9 +14,14 @@ from collections.abc import Sequence
 
 import trio
 
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET", "WATCHDOG_USEC")
+from mountkit import notify
+
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", *notify.VARIABLES)
 
 _PR_SET_DUMPABLE = 4
+_AUTOMOUNTER = 1
+"""systemd's process group, in which it calls mount(8): whoever leaves it waits, at the first look at the mount point,
+for the automount that it is itself to make. No terminal sends signals there."""
 
 
 def environment() -> dict[str, str]:
@@ -39,7 +45,7 @@ def spawn(module: str, *, fds: Sequence[int] = ()) -> tuple[subprocess.Popen[byt
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), *fds],
-            start_new_session=True,
+            start_new_session=os.getpgrp() != _AUTOMOUNTER,
         )
     return process, ours.detach()
 
@@ -93,6 +99,20 @@ async def _reap(pid: int) -> None:
         watched.close()
 
 
+def pss_bytes() -> int:
+    """This process's share of the machine's memory; what it shares with others counts in parts. About 1 ms."""
+    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
+        return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+
+
 def hide() -> None:
     """Makes this process undumpable: nobody but root reads its memory, or the credentials' descriptor it passes on."""
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def take_environment(secrets_fd: int | None) -> None:
+    """Puts the caller's store environment, as `mounts` hands it on in a sealed memfd, in the place of ours."""
+    if secrets_fd is None:
+        return
+    with open(f"/proc/self/fd/{secrets_fd}", encoding="utf-8", errors="surrogateescape") as file:
+        os.environ.update(json.load(file))

@@ -25,6 +25,7 @@ from mountkit.sources import parse_source
 from mountkit.yamlfile import Place, Table, Word, require_table, require_word
 
 FILE_NAME = "mountkit.yaml"
+FILE_VARIABLE = "MOUNTKIT_CONFIG"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]")
 """Names no path and no image with a tag can be mistaken for."""
 MOUNT_KEYS = {
@@ -126,6 +127,11 @@ class Project:
             self.run(name)
 
 
+def is_name(word: str) -> bool:
+    """Whether a mount or a run may be called so."""
+    return bool(_NAME.fullmatch(word))
+
+
 def candidates(start: str, surroundings: Mapping[str, str]) -> Iterator[str]:
     """Where mountkit.yaml may lie, best first."""
     directory = os.path.abspath(start)
@@ -141,8 +147,10 @@ def candidates(start: str, surroundings: Mapping[str, str]) -> Iterator[str]:
 
 
 def find_file(start: str = ".", surroundings: Mapping[str, str] | None = None) -> str:
-    """The mountkit.yaml that holds here; "" if there is none."""
+    """The mountkit.yaml that holds here; "" if there is none. $MOUNTKIT_CONFIG names the one that holds everywhere."""
     around = os.environ if surroundings is None else surroundings
+    if around.get(FILE_VARIABLE):
+        return os.path.abspath(around[FILE_VARIABLE])
     return next((path for path in candidates(start, around) if os.path.lexists(path)), "")
 
 

@@ -26,7 +26,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mountkit.prerequisites import ENGINE_SOCKET, Failed, Host, Need, install_commands, missing_packages, unmet
+from mountkit.prerequisites import (
+    ENGINE_SOCKET,
+    TEST_PROGRAMS,
+    Failed,
+    Host,
+    Need,
+    install_commands,
+    missing_packages,
+    unmet,
+)
 
 OLDEST_PYTHON = (3, 11)
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -57,6 +66,7 @@ def look() -> Host:
         engine=engine_state(),
         has_dockerd=_has("dockerd"),
         has_fuse_device=os.path.exists("/dev/fuse"),
+        test_programs=frozenset(filter(_has, TEST_PROGRAMS)),
     )
 
 
@@ -84,7 +94,7 @@ def set_up(extra: str, venv: str, ask: Callable[[str], bool]) -> str:
     problem = unmet(host)
     if problem:
         raise problem
-    needs = missing_packages(host)
+    needs = missing_packages(host, tests=extra == "dev")
     if needs:
         _install(needs, host, ask)
     _ensure_fuse_device(host)
@@ -296,6 +306,9 @@ def demo(arguments: argparse.Namespace) -> int:
     os.execve(python, command, _environment(arguments.venv))
 
 
+_XDIST = ("--dist", "worksteal")
+
+
 def test(arguments: argparse.Namespace) -> int:
     """Sets up, then runs every check; pytest last, so that its summary ends the output."""
     python = set_up("dev", arguments.venv, _asker(arguments.yes))
@@ -305,7 +318,8 @@ def test(arguments: argparse.Namespace) -> int:
         ("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
         ("mypy", [python, "-m", "mypy"]),
         ("lint-imports", [os.path.join(binaries, "lint-imports")]),
-        ("pytest", [python, "-m", "pytest", *arguments.rest]),
+        # Most tests wait for processes, timeouts and servers: twice as many at once as there are cores.
+        ("pytest", [python, "-m", "pytest", "-n", str(2 * min(4, os.cpu_count() or 1)), *_XDIST, *arguments.rest]),
     ]
     failed: list[str] = []
     for name, command in checks:

@@ -38,13 +38,18 @@ def as_text(info: MountInfo) -> str:
     d = info.details
     lines = [f"{info.source} at {info.directory}: {info.state}"]
     if info.state == "dead":
-        lines.append(f"  its processes are gone; `mountkit unmount {info.directory}` clears it away")
+        lines.append("  its processes are gone; `mountkit status --repair` mounts it again")
+    if info.state == "unwatched":
+        lines.append("  s3fs serves it, but the process that would start it again is gone: `mountkit status --repair`")
     if not d:
         return "\n".join(lines)
     lines += [f"  because: {reason}" for reason in d["reasons"]]
+    if d["driver"] == "s3fs":
+        return "\n".join([*lines, *_s3fs_lines(d)])
     reads, cache, requests, restarts = d["reads"], d["cache"], d["requests"], d["restarts"]
     servers = " ".join(map(str, d["server_pids"]))
-    lines.append(f"  processes  keeper {d['keeper_pid']}, servers {servers}, mover {d['mover_pid']}")
+    memory = f"; {size(d['memory_bytes'])} of memory" if d.get("memory_bytes") else ""
+    lines.append(f"  processes  keeper {d['keeper_pid']}, servers {servers}, mover {d['mover_pid']}{memory}")
     if any(restarts.values()):
         lines.append(f"  restarts   servers {restarts['server']}, mover {restarts['mover']}")
     native = "on" if d["passthrough"] else f"off: {d['passthrough_reason']}"
@@ -70,6 +75,17 @@ def as_text(info: MountInfo) -> str:
         lines.append(f"  requests   {kinds}; {size(requests['bytes_received'])} received, {requests['errors']} failed")
     lines.append(f"  log        {d['log']}")
     return "\n".join(lines)
+
+
+def _s3fs_lines(d: dict[str, Any]) -> list[str]:
+    """What there is to say of a mount that s3fs serves: it counts nothing."""
+    restarts = d["restarts"]["server"]
+    return [
+        f"  processes  s3fs {d['server_pids'][0]}, watched by {d['keeper_pid']}",
+        *([f"  restarts   s3fs {restarts}"] if restarts else []),
+        f"  cache      {d['state_directory']}",
+        f"  log        {d['log']}",
+    ]
 
 
 def oldest_fresh(ttl_s: float | None) -> float:

@@ -40,7 +40,7 @@ def pull(target: str, settings: MountSettings, *, credentials: tuple[str, str] |
 def _transfer(
     body: dict[str, Any], settings: MountSettings, credentials: tuple[str, str] | None, fds: list[int], show: Show
 ) -> dict[str, Any]:
-    secrets_fd = mounts.sealed_secrets(credentials)
+    secrets_fd = mounts.sealed_environment(credentials)
     process, fd = processes.spawn(_MODULE)
     with socket.socket(fileno=fd) as channel:
         handed = [secrets_fd, *fds]

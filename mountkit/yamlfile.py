@@ -169,6 +169,12 @@ def dump(tree: Tree, depth: int = 0) -> str:
     return "\n" + "".join(lines) if lines else " {}\n" if isinstance(tree, Table) else " []\n"
 
 
+def quoted(text: str) -> str:
+    """A scalar that reads back as `text`: plain where that is sure, else in quotes; `$` begins no variable."""
+    plain = re.fullmatch(r"[A-Za-z0-9_./~][A-Za-z0-9_./~+@=&?:%-]*", text) and not text.endswith(":")
+    return text if plain and text not in _NULL and ": " not in text else json.dumps(text.replace("$", "$$"))
+
+
 class _Reader:
     """Turns pyyaml's nodes into ours."""
 

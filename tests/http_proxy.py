@@ -2,7 +2,8 @@
 
 Requests pass through byte for byte (the client signs the proxy's own Host, which the server then sees), one upstream
 connection per client connection. `fault` may answer instead of the server; `spoilt_by` puts a `Spoiler` (tests.faults)
-in the way of the requests that match its rule; `refuse` and `listen_again` are a server that is down.
+in the way of the requests that match its rule; `refuse` and `listen_again` are a server that is down; `freeze` and
+`thaw` are a network that is down: connections stay, and no byte passes.
 """
 
 from __future__ import annotations
@@ -175,6 +176,12 @@ class LoggingProxy:
         """Closes all connections there are, so that the next requests need new ones."""
         self._in_loop(self._end_clients())
 
+    def freeze(self) -> None:
+        self._loop.call_soon_threadsafe(self._flowing.clear)
+
+    def thaw(self) -> None:
+        self._loop.call_soon_threadsafe(self._flowing.set)
+
     def _in_loop(self, work: Coroutine[object, object, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
@@ -197,6 +204,8 @@ class LoggingProxy:
 
     async def _serve(self) -> None:
         self._stopped = asyncio.Event()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self._clients: set[asyncio.Task[None]] = set()
         await self._open_server()
         self._started.set()
@@ -216,6 +225,7 @@ class LoggingProxy:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                await self._flowing.wait()
                 method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
                 fields = _fields(head)
                 body = await reader.readexactly(int(fields.get("content-length", 0)))
@@ -236,7 +246,7 @@ class LoggingProxy:
                 if upstream is None:
                     upstream = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)
                 upstream[1].write(head + body)
-                status = await _pass_answer(upstream[0], writer, method)
+                status = await _pass_answer(upstream[0], writer, method, self._flowing)
                 self.requests.append(Request(method, target, fields.get("range", ""), status))
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
@@ -267,7 +277,9 @@ def _fields(head: bytes) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
-async def _pass_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str) -> int:
+async def _pass_answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, flowing: asyncio.Event
+) -> int:
     head = await reader.readuntil(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1])
     fields = _fields(head)
@@ -288,6 +300,7 @@ async def _pass_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
                 if not data:
                     raise ConnectionError
                 left -= len(data)
+                await flowing.wait()
                 writer.write(data)
                 await writer.drain()
     await writer.drain()

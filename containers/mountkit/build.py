@@ -20,7 +20,7 @@ RECIPE = Recipe(
     trees={f"{SITE}/mountkit": HERE.parents[1] / "mountkit"},
     distributions=["mountkit"],
     programs=("fusermount3", "mount", "umount", "stat", "mkdir", "sha256sum", "find", "xargs", "sort"),
-    changes=['ENTRYPOINT ["/usr/bin/python3", "-m", "mountkit.cli"]'],
+    changes=['ENTRYPOINT ["/usr/bin/python3", "-m", "mountkit"]'],
 )
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ ContentId = NewType("ContentId", bytes)
 
 def content_id(key: bytes, etag: str, size: int) -> ContentId:
     """The 16 bytes that name one version of an object, whatever the catalog calls it."""
-    digest = blake2b(digest_size=16)
-    for field in (key, etag.encode("utf-8", "surrogatepass"), b"%d" % size):
-        digest.update(len(field).to_bytes(8, "little"))
-        digest.update(field)
-    return ContentId(digest.digest())
+    tag, length = etag.encode("utf-8", "surrogatepass"), b"%d" % size
+    lengths = (len(field).to_bytes(8, "little") for field in (key, tag, length))
+    first, second, third = lengths
+    return ContentId(blake2b(first + key + second + tag + third + length, digest_size=16).digest())
 
 
 def parts_in(size: int) -> int:

@@ -16,6 +16,10 @@ class CacheFull(HostError):
     errno = errno.ENOSPC
 
 
+class DiskFull(CacheFull):
+    """It is the disk that has no room, because of others: the cache alone keeps its share free."""
+
+
 class CacheBroken(HostError):
     """The cache directory does not work (I/O error, index gone or damaged). Opening the writer again repairs it."""
 
@@ -26,6 +30,10 @@ def cache_full(why: str) -> CacheFull:
     )
 
 
+def disk_full(why: str) -> DiskFull:
+    return DiskFull(f"the disk of the cache is full: {why}", "make room on it, or choose another `--cache` directory")
+
+
 def cache_broken(why: str) -> CacheBroken:
     return CacheBroken(f"the cache does not work: {why}", "look at the disk that holds the `--cache` directory")
 
@@ -33,5 +41,5 @@ def cache_broken(why: str) -> CacheBroken:
 def translated(exc: OSError, doing: str) -> HostError:
     """The named failure for an error of the operating system."""
     if exc.errno in _NO_SPACE:
-        return cache_full(f"no space left on the disk while {doing}")
+        return disk_full(f"no space left while {doing}")
     return cache_broken(f"{doing}: {os.strerror(exc.errno or errno.EIO)}")

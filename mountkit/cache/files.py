@@ -127,7 +127,7 @@ class FdCache(Generic[Key]):
     def drop_deleted(self) -> None:
         """Forget the files that have no name any more."""
         with self._lock:
-            for key in [key for key, handle in self._handles.items() if not os.fstat(handle.fd).st_nlink]:
+            for key in [key for key, handle in self._handles.items() if _is_deleted(handle.fd)]:
                 self._doom(key)
 
     def close(self) -> None:
@@ -148,3 +148,10 @@ class FdCache(Generic[Key]):
             handle.doomed = True
             if not handle.users:
                 os.close(handle.fd)
+
+
+def _is_deleted(fd: int) -> bool:
+    try:
+        return not os.fstat(fd).st_nlink
+    except OSError:  # of a disk that fails, or a network file system: opened by name again, if it is there
+        return True

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mountkit.cache.content import BlockPieces, ContentId
 from mountkit.cache.objects import Stamp
@@ -148,6 +148,25 @@ class IndexView:
                 else:
                     return None if row is None else (Stamp(*row[:5]), row[5])
         return None
+
+    def has_stamps(self) -> bool:
+        """Whether any object is sealed."""
+        return bool(self._rows("SELECT 1 FROM sealed LIMIT 1"))
+
+    def stamped_among(self, contents: list[ContentId]) -> set[ContentId]:
+        """Which of these objects, at most some hundreds, are sealed."""
+        places = ",".join("?" * len(contents))
+        return {row[0] for row in self._rows(f"SELECT content FROM sealed WHERE content IN ({places})", contents)}  # noqa: S608
+
+    def _rows(self, sql: str, values: Sequence[ContentId] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            db = self._current()
+            if db is not None:
+                try:
+                    return db.execute(sql, values).fetchall()
+                except sqlite3.Error:
+                    self._disconnect()
+        return []
 
     def close(self) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES, ContentId, blocks_in, full_mask
-from mountkit.cache.faults import cache_broken, cache_full
+from mountkit.cache.faults import cache_broken, disk_full
 from mountkit.cache.index import NOWHERE, OWN_FILE, Placed, identity, select_blocks, select_stamp
 from mountkit.cache.objects import Stamp
 from mountkit.errors import HostError
@@ -65,7 +65,7 @@ def is_damage(exc: sqlite3.Error) -> bool:
 def translated_sqlite(exc: sqlite3.Error) -> HostError:
     code: int | None = getattr(exc, "sqlite_errorcode", None)
     if code is not None and code & 0xFF == sqlite3.SQLITE_FULL:
-        return cache_full("no space left on the disk for its index")
+        return disk_full("no space left for the index")
     return cache_broken(f"its index says `{exc}`")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from mountkit.cache.content import ContentId
+from mountkit.cache.content import BLOCK_BYTES, ContentId
 from mountkit.cache.files import OBJECTS, FdCache, make_directory, object_name, open_below, remove, write_all
 
 if TYPE_CHECKING:
@@ -85,6 +85,17 @@ class Objects:
         """Delete the object's file; the bytes of disk freed."""
         self._writing.drop(content)
         return remove(self._root, object_name(content))
+
+    def prove(self) -> None:
+        """Writes a block and deletes it. Raises OSError if the disk does not take it."""
+        name = f"{OBJECTS}/proof"
+        fd = open_below(self._root, name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_all(fd, (bytes(BLOCK_BYTES),), 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            os.unlink(name, dir_fd=self._root)
 
     def scan(self) -> Iterator[OwnFile]:
         """All own files, a directory at a time. Stats every file: seconds for a million."""

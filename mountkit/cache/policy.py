@@ -58,6 +58,11 @@ class Policy:
         free, floor = self._disk()
         return max(self._used() - self.limits.size_bytes, floor - free)
 
+    def disk_is_full(self) -> bool:
+        """Whether much less is free than should stay so: what we admit never brings that about."""
+        free, floor = self._lately()
+        return 2 * free < floor
+
     def free_bytes(self) -> int:
         return self._disk()[0]
 
@@ -71,5 +76,8 @@ class Policy:
         return free - max(0, used - used_then), floor
 
     def _disk(self) -> tuple[int, int]:
-        disk = os.fstatvfs(self._root)
+        try:
+            disk = os.fstatvfs(self._root)
+        except OSError:
+            return 0, 1  # a disk that cannot even say how full it is takes nothing
         return disk.f_bavail * disk.f_frsize, int(disk.f_blocks * disk.f_frsize * self.limits.free_fraction)

@@ -13,7 +13,7 @@ from enum import Enum
 from threading import Lock
 
 from mountkit.cache.checked import CheckedFiles, Missing, WouldBlock
-from mountkit.cache.content import BLOCK_BYTES, PARTS_PER_BLOCK, ContentId, full_mask
+from mountkit.cache.content import BLOCK_BYTES, PARTS_PER_BLOCK, ContentId, blocks_in, full_mask
 from mountkit.cache.files import open_placed
 from mountkit.cache.index import IndexView, Placed
 from mountkit.cache.objects import Stamp, stamp_of
@@ -80,10 +80,28 @@ class CacheReader:
         rows = self._remembered(content, index, index) or self._looked_up(content, size, index, index)
         return index in rows and bool(rows[index].parts >> bit & 1)
 
+    def parts(self, content: ContentId, size: int) -> dict[int, int]:
+        """The bitmask of the parts that the index has, by block."""
+        return {index: row.parts for index, row in self._index.blocks(content, 0, blocks_in(size) - 1).items()}
+
+    def held(self, content: ContentId, size: int) -> tuple[int, int]:
+        """How many parts of the object the index has, and how many whole blocks. For people: reads all of its rows."""
+        found = self.parts(content, size)
+        whole = sum(parts == full_mask(size, index) for index, parts in found.items())
+        return sum(parts.bit_count() for parts in found.values()), whole
+
     def sealed(self, content: ContentId) -> Stamp | None:
         """The object's seal, whatever became of its file."""
         found = self._index.stamp(content)
         return None if found is None else found[0]
+
+    def holds_sealed(self) -> bool:
+        """Whether there is any seal at all."""
+        return self._index.has_stamps()
+
+    def sealed_among(self, contents: list[ContentId]) -> set[ContentId]:
+        """Those of these objects, some hundreds at once, that have a seal, whatever became of their files."""
+        return self._index.stamped_among(contents)
 
     def open_sealed(self, content: ContentId) -> SealedFile | NotSealed:
         """The object's own file, if its CRCs were right in this life of the mount and nothing touched it since."""
@@ -101,6 +119,13 @@ class CacheReader:
             os.close(fd)
             return NotSealed.NEEDS_VERIFY
         return SealedFile(fd, stamp)
+
+    def move(self, directory_fd: int) -> None:
+        """Reads the cache in another directory from now on."""
+        os.dup2(directory_fd, self._root, inheritable=False)
+        self._files.close()
+        with self._lock:
+            self._rows.clear()
 
     def drop_deleted(self) -> None:
         """Close files that were deleted meanwhile, so that the disk gets their space back; for a timer."""

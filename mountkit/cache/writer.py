@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mountkit.cache.checked import CheckedFiles, part_crcs
@@ -23,7 +24,7 @@ from mountkit.cache.content import (
     parts_of_block,
     runs,
 )
-from mountkit.cache.faults import cache_full, translated
+from mountkit.cache.faults import CacheBroken, CacheFull, cache_full, disk_full, translated
 from mountkit.cache.housekeeping import Housekeeper
 from mountkit.cache.index import NOWHERE, OWN_FILE
 from mountkit.cache.index_writer import BlockRow
@@ -103,6 +104,8 @@ class CacheWriter:
         stock = self._stock
         moment = stock.index.moment
         if not stock.policy.admits(view.nbytes):
+            if stock.policy.disk_is_full():
+                raise disk_full(f"{stock.policy.free_bytes()} bytes are free, and a share of it is to stay free")
             raise cache_full("its size limit or the free share of its disk is reached")
         crcs = part_crcs(view)
         try:
@@ -197,9 +200,31 @@ class CacheWriter:
         the bytes freed. Walks all files: for a worker thread in an idle moment."""
         return self._housekeeper.run(superseded)
 
+    def shrink(self, size_bytes: int) -> int:
+        """Holds the cache to `size_bytes` from now on and evicts what is longest unused at once; the bytes freed."""
+        policy = self._stock.policy
+        before = policy.limits
+        policy.limits = replace(before, size_bytes=size_bytes, idle_days=0)
+        try:
+            return self._housekeeper.run(())
+        finally:
+            policy.limits = replace(before, size_bytes=size_bytes)
+
     def is_there(self) -> bool:
         """Whether readers find the index we write."""
         return self._stock.index.is_there()
+
+    def works(self) -> bool:
+        """Whether the disk takes bytes and rows right now, tried; for when it did not. Blocks on the disk."""
+        stock = self._stock
+        if not stock.policy.admits(BLOCK_BYTES):
+            return False
+        try:
+            stock.objects.prove()
+            stock.index.put_meta(proof=1)
+        except (OSError, CacheFull, CacheBroken):
+            return False
+        return True
 
     def usage(self) -> CacheUsage:
         """How full the cache is. Counts the objects in the index: 0.1 s for a million."""

@@ -178,12 +178,15 @@ class Lister:
             return
         info: list[ObjectInfo | None] = [None]
         below: list[Page] = []
+        refused: list[AccessDenied] = []
 
         async def head() -> None:
             try:
                 info[0] = await self._call(lambda: self._store.head(key))
             except ObjectMissing:
                 info[0] = None
+            except AccessDenied as exc:
+                refused.append(exc)
 
         async def first_below() -> None:
             below.append(await self._call(lambda: self._store.list_page(key + b"/", delimiter=b"", limit=1)))
@@ -193,8 +196,19 @@ class Lister:
             self._catalog.record_directory(directory.id, name)
         elif info[0] is not None:
             self._catalog.record_object(directory.id, name, info[0])
+        elif refused:
+            await self._by_listing(directory, name, refused[0])
         else:
             self._catalog.record_absent(directory.id, name)
+
+    async def _by_listing(self, directory: Directory, name: bytes, refused: AccessDenied) -> None:
+        """The listing tells: who may list below a prefix only is refused a HEAD of what is not there, too."""
+        asked = time.time()
+        listing = self._listing(directory.id)
+        while not self._knows(directory.id, name, min(listing.started, asked)):
+            if listing.done:
+                raise listing.error or refused
+            await listing.advanced.wait()
 
     async def _ask_for_odd_key(self, parent: int, name: bytes) -> None:
         if names.is_continuation(name):
@@ -212,6 +226,7 @@ class Lister:
     # ---- listings ------------------------------------------------------------------------------------------
     async def list_beyond(self, directory: int, cookie: int, fresh_after: float) -> bool:
         """Returns once readers can page on after `cookie`; True if only an older listing could be had."""
+        fresh_after = min(fresh_after, time.time())  # a clock set back must not ask for listings of the future
         while True:
             try:
                 page = self._catalog.page(directory, cookie, 1, fresh_after)

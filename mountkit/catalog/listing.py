@@ -142,29 +142,25 @@ class Listing:
         """The page's names as the catalog stores them, in order, and the last one the page reached."""
         cut = len(self._prefix)
         items: dict[bytes, ObjectInfo | None] = {}
-        last = b""
+        last = max((info.key for info in page.objects), default=b"")[cut:]
+        reserved = names.HIDDEN if self._local == schema.ROOT else b""
         for info in page.objects:
             name = info.key[cut:]
-            if not name:
-                _mark(self._writer, self._local, info)
-                continue
-            last = max(last, name)
-            if names.valid_name(name) and not self._reserved(name):
+            if names.valid_name(name) and name != reserved:
                 items[name] = info
+            elif not name:
+                _mark(self._writer, self._local, info)
             else:
                 self.odd += 1
                 OddKeys(self._writer).record(info, self.started, self._number - 1)
         for prefix in page.prefixes:
             name = prefix[cut:]
             last = max(last, name)
-            if names.valid_name(name[:-1]) and not self._reserved(name[:-1]):
+            if names.valid_name(name[:-1]) and name[:-1] != reserved:
                 items[name] = None
             else:
                 self.odd += 1
         return (dict(sorted(items.items())) if page.prefixes and page.objects else items), last
-
-    def _reserved(self, name: bytes) -> bool:
-        return self._local == schema.ROOT and name == names.HIDDEN
 
 
 class TreeListing:

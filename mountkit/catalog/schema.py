@@ -130,6 +130,25 @@ def delete(directory_fd: int) -> None:
             os.unlink(FILE + suffix, dir_fd=directory_fd)
 
 
+def carry_over(from_fd: int, to_fd: int) -> bool:
+    """Copies the catalog of one directory into another, ids and all; False where there is none that can be read.
+
+    Whoever opens the copy checks it. Nobody may have the target open.
+    """
+    if identity(from_fd) is None:
+        return False
+    try:
+        with contextlib.closing(connect_reader(from_fd)) as source:
+            read_meta(source)
+            delete(to_fd)
+            with contextlib.closing(_connect(to_fd, "rwc", _PATIENCE_S)) as target:
+                source.backup(target)
+    except (sqlite3.Error, OSError, ValueError):
+        delete(to_fd)
+        return False
+    return True
+
+
 def close_writer(db: sqlite3.Connection) -> None:
     """Closes, and notes in the file that it is whole on disk, unless a reader was in the way."""
     with contextlib.suppress(sqlite3.Error):

@@ -31,6 +31,10 @@ from mountkit.catalog.view import CatalogView
 from mountkit.catalog.writer import Row, Writer, pack_etag, prefix_range
 from mountkit.store.api import ObjectInfo
 
+_KNOWN_DIRECTORIES: Final = (
+    "FROM directory d JOIN entry e ON e.parent = d.parent AND e.name = CAST(d.name || '/' AS BLOB)"
+    " WHERE e.kind = 2 AND NOT d.hidden"
+)
 _OLD: Final = "UPDATE entry SET checked_at = 0 WHERE checked_at > 0 AND parent IN ({})"
 
 
@@ -232,6 +236,21 @@ class Catalog(CatalogView):
         )
         changes = [Change(DirectoryId(self._base + row[0]), row[1].removesuffix(names.SEPARATOR)) for row in single]
         return directories, changes
+
+    def next_directory(self, prefix: bytes, top: bytes) -> bytes | None:
+        """The first directory known below `top` whose prefix is `prefix` or sorts after it."""
+        low, high = prefix_range(top)
+        sql = f"SELECT d.prefix {_KNOWN_DIRECTORIES} AND d.prefix >= ? AND d.prefix < ? ORDER BY d.prefix LIMIT 1"
+        row = self._writer.db.execute(sql, (max(prefix, low), high)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def directories_after(self, prefix: bytes, top: bytes, limit: int) -> list[tuple[DirectoryId, float | None]]:
+        """The first directories known below `top` that come after `prefix` in a walk, and when each was listed."""
+        sql = (
+            f"SELECT d.id, d.listed_at {_KNOWN_DIRECTORIES} AND d.prefix > ? AND d.prefix < ? ORDER BY d.prefix LIMIT ?"
+        )
+        rows = self._writer.db.execute(sql, (prefix, prefix_range(top)[1], limit)).fetchall()
+        return [(DirectoryId(self._base + local), listed_at) for local, listed_at in rows]
 
     def purge(self, older_than_s: float = 86400.0, *, limit: int = 10_000) -> list[PurgedVersion]:
         """Forgets up to `limit` versions superseded longer ago than that, and old negative answers.

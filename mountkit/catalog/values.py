@@ -25,8 +25,7 @@ class Kind(IntEnum):
     DIRECTORY = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectRow:
+class ObjectRow(NamedTuple):
     """One version of one object; only `mtime_ns`, `version_id`, `storage_class`, `superseded_at` ever change."""
 
     id: ObjectId

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 from mountkit import names
 from mountkit.catalog import schema
+from mountkit.catalog.paging import OBJECT_COLUMNS, stretch
 from mountkit.catalog.values import (
     GENERATION_SIZE,
     CatalogUnavailable,
@@ -31,8 +32,8 @@ from mountkit.catalog.values import (
     StaleCookie,
 )
 
-_OBJECT_COLUMNS: Final = "o.id, o.key, o.etag, o.size, o.mtime_ns, o.version_id, o.storage_class, o.superseded_at"
-_OBJECT: Final = f"SELECT {_OBJECT_COLUMNS} FROM object o WHERE o.id = ?"  # noqa: S608
+_OBJECT: Final = f"SELECT {OBJECT_COLUMNS} FROM object o WHERE o.id = ?"  # noqa: S608
+_VERSIONS: Final = f"SELECT {OBJECT_COLUMNS} FROM object o WHERE o.id > ? ORDER BY o.id LIMIT 1000"  # noqa: S608
 _DIRECTORY: Final = (
     "SELECT id, parent, name, prefix, mtime_ns, hidden, listed_at, listing_started, listing_through"
     " FROM directory WHERE id = ?"
@@ -40,20 +41,12 @@ _DIRECTORY: Final = (
 # One row for any parent that is known. 5 µs, and 4 more for taking and leaving the read lock; two statements: 13.
 _LOOKUP: Final = f"""
 SELECT p.hidden, p.listed_at, p.listing_started, p.listing_through, d.kind, d.inode, d.checked_at, f.kind, f.checked_at,
-    {_OBJECT_COLUMNS}
+    {OBJECT_COLUMNS}
 FROM directory p
 LEFT JOIN entry d ON d.parent = p.id AND d.name = ?3
 LEFT JOIN entry f ON f.parent = p.id AND f.name = ?2
 LEFT JOIN object o ON f.kind = 1 AND o.id = f.inode
 WHERE p.id = ?1"""  # noqa: S608
-_PAGE: Final = f"""
-SELECT e.name, e.kind, e.inode,
-    CASE WHEN e.kind = 1 THEN EXISTS (SELECT 1 FROM entry s
-        WHERE s.parent = e.parent AND s.name = CAST(e.name || '/' AS BLOB) AND s.kind = 2) END,
-    {_OBJECT_COLUMNS}
-FROM entry e LEFT JOIN object o ON e.kind = 1 AND o.id = e.inode
-WHERE e.parent = ? AND e.name > ? AND e.name <= ? AND e.kind <> 0
-ORDER BY e.name LIMIT ?"""  # noqa: S608
 AFTER_ALL: Final = b"\xff"
 """Greater than any valid name (0xFF is in no UTF-8)."""
 
@@ -77,6 +70,11 @@ class CatalogView:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} generation={self._base >> 32} prefix={self._prefix!r}>"
+
+    def move(self, directory_fd: int) -> None:
+        """Reads the catalog in another directory from now on."""
+        os.dup2(directory_fd, self._fd, inheritable=False)
+        self._disconnect()
 
     def close(self) -> None:
         """Lets go of the file. Twice is fine."""
@@ -114,6 +112,18 @@ class CatalogView:
         with self._reading as db:
             row = self._one(db, _OBJECT, object_id)
             return self._object_row(row) if row else None
+
+    def versions(self) -> Iterator[ObjectRow]:
+        """Every version that is kept, also superseded ones, page by page: no transaction lasts longer than one."""
+        last = 0
+        while True:
+            with self._reading as db:
+                rows = db.execute(_VERSIONS, (last,)).fetchall()
+                found = [self._object_row(row) for row in rows]
+            yield from found
+            if not rows:
+                return
+            last = rows[-1][0]
 
     def directory(self, directory_id: int) -> Directory | None:
         """The directory with this id, also one that is gone (its names are then unknown)."""
@@ -183,8 +193,11 @@ class CatalogView:
             return Known(Kind.ABSENT, None, None, now)
         return None
 
-    def page(self, parent: int, after_cookie: int, limit: int, fresh_after: float) -> DirectoryPage:
-        """Up to `limit` entries of the directory after the cookie (0: from the start), in S3's order of names.
+    def page(
+        self, parent: int, after_cookie: int, limit: int, fresh_after: float, *, objects: bool = True
+    ) -> DirectoryPage:
+        """Up to `limit` entries of the directory after the cookie (0: from the start), in S3's order of names; without
+        `objects`, names and kinds only.
 
         Only what is known as of `fresh_after` or later is given out, and a file only when no directory of its name can
         follow; `fresh_after` 0 takes any finished listing. Raises StaleCookie; KeyError on an unknown directory.
@@ -203,7 +216,9 @@ class CatalogView:
             whole = hidden or _is_fresh(listed_at, fresh_after, now)
             if not whole and not _is_fresh(started, fresh_after, now):
                 return DirectoryPage([], False)
-            page = self._collect(db, local, after, AFTER_ALL if whole else through, limit, whole=bool(whole))
+            make = self._object_row if objects else None
+            bound = AFTER_ALL if whole else through
+            page = stretch(db, local, after, bound, limit, base=self._base, whole=bool(whole), make=make)
             as_of = now if hidden else _newest((listed_at if whole else started,), now)
             return replace(page, as_of=as_of or 0.0)
 
@@ -306,28 +321,6 @@ class CatalogView:
             storage_class or "STANDARD",
             superseded_at,
         )
-
-    def _collect(
-        self, db: sqlite3.Connection, local: int, after: bytes, through: bytes, limit: int, *, whole: bool
-    ) -> DirectoryPage:
-        entries: list[DirectoryEntry] = []
-        base = self._base
-        while True:
-            wanted = limit - len(entries)
-            rows = db.execute(_PAGE, (local, after, through, wanted + 1)).fetchall()
-            for name, kind, inode, shadowed, *columns in rows[:wanted]:
-                after = name
-                if kind == Kind.DIRECTORY:
-                    entries.append(DirectoryEntry(base + inode, name[:-1], Kind.DIRECTORY, base + inode, None))
-                elif not whole and name + names.SEPARATOR > through:
-                    return DirectoryPage(entries, False)
-                elif not shadowed and columns[0] is not None:
-                    found = self._object_row(columns)
-                    entries.append(DirectoryEntry(base + inode, name, Kind.FILE, base + inode, found))
-            if len(rows) <= wanted:
-                return DirectoryPage(entries, whole)
-            if len(entries) >= limit:
-                return DirectoryPage(entries, False)
 
     def _name_at(self, db: sqlite3.Connection, local: int, prefix: bytes | None, cookie: int) -> bytes:
         """The stored name of the entry a cookie stands for."""

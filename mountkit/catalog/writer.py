@@ -8,9 +8,10 @@ passes in progress (their pages may have been fetched earlier) and yields to tho
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mountkit import names
 from mountkit.catalog import schema
@@ -28,6 +29,8 @@ _NEW_OBJECT: Final = (
 _NEW_DIRECTORY: Final = "INSERT INTO directory (id, parent, name, prefix, mtime_ns, hidden) VALUES (?, ?, ?, ?, ?, ?)"
 _BELOW: Final = "SELECT id FROM directory WHERE prefix >= ?1 AND prefix < ?2"
 _CHUNK: Final = 4096
+_ROWS_AT_ONCE: Final = 50
+"""Rows of one INSERT: SQLite takes half the time a row, and gives the interpreter away once instead of fifty times."""
 
 
 class Row(NamedTuple):
@@ -189,21 +192,29 @@ class Writer:
         return True
 
     def _insert(self, directory: int, prefix: bytes, items: dict[bytes, ObjectInfo | None], seen: int) -> None:
-        objects, entries = [], []
+        objects: list[tuple[Any, ...]] = []
+        entries: list[tuple[Any, ...]] = []
         for name, info in items.items():
             if info is None:
                 inode = self.new_directory(directory, name[:-1], prefix + name)
                 entries.append((directory, name, 2, inode, seen))
             else:
                 inode = self._allocate()
-                storage_class = None if info.storage_class == "STANDARD" else info.storage_class
-                etag = pack_etag(info.etag)
-                objects.append(
-                    (inode, info.key, etag, info.size, info.mtime_ns, info.version_id or None, storage_class)
-                )
+                key, size, etag, mtime_ns, storage, version_id = info[:6]
+                storage_class = None if storage == "STANDARD" else storage
+                objects.append((inode, key, pack_etag(etag), size, mtime_ns, version_id or None, storage_class))
                 entries.append((directory, name, 1, inode, seen))
-        self.db.executemany(_NEW_OBJECT, objects)
-        self.db.executemany("INSERT INTO entry (parent, name, kind, inode, seen) VALUES (?, ?, ?, ?, ?)", entries)
+        self._insert_rows(
+            "INSERT INTO object (id, key, etag, size, mtime_ns, version_id, storage_class) VALUES", objects
+        )
+        self._insert_rows("INSERT INTO entry (parent, name, kind, inode, seen) VALUES", entries)
+
+    def _insert_rows(self, head: str, rows: list[tuple[Any, ...]]) -> None:
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            places = f"({'?,' * (len(some[0]) - 1)}?)"
+            values = list(itertools.chain.from_iterable(some))
+            self.db.execute(f"{head} {','.join([places] * len(some))}", values)
 
     # -- versions and directories ---------------------------------------------------------------------------------
 

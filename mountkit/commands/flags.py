@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import textwrap
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -33,3 +35,9 @@ def relative(path: str, mount_point: str) -> str:
     from mountkit import mountinfo
 
     return os.path.relpath(mountinfo.resolve(path), mount_point).removeprefix(".")
+
+
+def wrapped(text: str, *, indent: int) -> list[str]:
+    """`text` in lines that fit the terminal beside `indent` columns; words are never broken, so paths can be copied."""
+    width = min(110, shutil.get_terminal_size((80, 24)).columns) - indent
+    return textwrap.wrap(text, max(30, width), break_long_words=False, break_on_hyphens=False) or [""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
@@ -10,8 +11,14 @@ import click
 
 from mountkit import errors
 from mountkit.commands.flags import missing, mount_flags, relative
-from mountkit.config import MountSettings, mount_settings, parse_mount_options
-from mountkit.errors import MountkitError, UsageError
+from mountkit.config import (
+    PASSWD_CREDENTIAL,
+    MountSettings,
+    handed_credential,
+    mount_settings,
+    parse_mount_options,
+)
+from mountkit.errors import MountError, MountkitError, UsageError
 
 
 @click.command()
@@ -38,7 +45,7 @@ def mount(
         given |= {name.replace("-", "_"): value for name, value in parse_mount_options(text).items()}
     given |= {name: value for name, value in flags.items() if value is not None}
     if source is not None and directory is not None and not every:
-        _mount_one(source, directory, given, foreground)
+        mount_one(source, directory, given, foreground)
         return
     from mountkit import project
 
@@ -47,7 +54,7 @@ def mount(
     if every and foreground:
         raise UsageError("one process cannot be the keeper of every mount", "leave out --foreground or --all")
     named = project.chosen_mounts(source, every=every)
-    _each(named, lambda one: _mount_one(one.source, one.directory, {**one.options, **given}, foreground))
+    _each(named, lambda one: mount_one(one.source, one.directory, {**one.options, **given}, foreground))
 
 
 def _each(named: Iterable[Any], action: Callable[[Any], None]) -> None:
@@ -64,7 +71,8 @@ def _each(named: Iterable[Any], action: Callable[[Any], None]) -> None:
         raise failed[-1]
 
 
-def _mount_one(source: str, directory: str, given: dict[str, Any], foreground: bool) -> None:
+def mount_one(source: str, directory: str, given: dict[str, Any], foreground: bool = False) -> None:
+    """Mounts with options as they were given; says so where it is there already. Raises MountkitError."""
     from mountkit import mounts
 
     settings = mount_settings(source, directory, **given)
@@ -86,7 +94,7 @@ def _passwd_credentials(path: str | None, settings: MountSettings) -> tuple[str,
         return None
     from mountkit.store.passwd import read_passwd_file
 
-    return read_passwd_file(path, settings.source.bucket)
+    return read_passwd_file(handed_credential(PASSWD_CREDENTIAL) or path, settings.source.bucket)
 
 
 @click.command()
@@ -124,10 +132,14 @@ def _unmount_one(directory: str, force: bool) -> None:
 @click.command()
 @click.argument("directory", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable: a list of objects.")
-def status(directory: str | None, as_json: bool) -> None:
+@click.option("--repair", "mend", is_flag=True, help="Mount again what has died, and clear away what it left.")
+def status(directory: str | None, as_json: bool, mend: bool) -> None:
     """Show every mount of this host, or the one DIRECTORY lies in."""
     from mountkit import mounts, report
 
+    if mend:
+        _repair(directory or "")
+        return
     if directory is None:
         found = mounts.list_all()
     else:
@@ -141,6 +153,18 @@ def status(directory: str | None, as_json: bool) -> None:
         click.echo("no mounts")
     else:
         click.echo("\n\n".join(report.as_text(info) for info in found))
+
+
+def _repair(directory: str) -> None:
+    from mountkit import repair
+
+    done = list(repair.repair(directory))
+    for good, sentence in done:
+        click.echo(sentence, err=not good)
+    if not done:
+        click.echo("nothing needs to be repaired")
+    if not all(good for good, _ in done):
+        sys.exit(MountError.exit_code)
 
 
 @click.command()
@@ -168,21 +192,26 @@ def refresh(directory: str) -> None:
 @click.command()
 @click.argument("directory")
 @click.option("--order", metavar="FILE", type=click.File(), help="Fetch the files this list names, a path a line.")
-@click.option("--ahead", metavar="N", type=click.IntRange(1), help="With --order: stay N files ahead of the reader.")
-def warm(directory: str, order: TextIO | None, ahead: int | None) -> None:
+@click.option("--trace", metavar="FILE", type=click.File(), help="Fetch in the order that `mountkit trace` recorded.")
+@click.option("--ahead", metavar="N", type=click.IntRange(1), help="With a list: stay N files ahead of the reader.")
+def warm(directory: str, order: TextIO | None, trace: TextIO | None, ahead: int | None) -> None:
     """Fetch everything below DIRECTORY into the cache. Ctrl-C stops it; what has arrived stays."""
     from mountkit import mounts, report
     from mountkit.order import below_mount
 
-    if ahead is not None and order is None:
-        raise UsageError("--ahead needs a list to be ahead in", "give it with `--order FILE`")
+    if order is not None and trace is not None:
+        raise UsageError("--order and --trace are both lists to fetch in", "give one of them")
+    listed = order or trace
+    if ahead is not None and listed is None:
+        raise UsageError("--ahead needs a list to be ahead in", "give it with `--order FILE` or `--trace FILE`")
     mover, info = mounts.mover_client(directory)
     with mover:
-        if order is not None:
-            lines = [line.rstrip("\n") for line in order if line.strip()]
-            paths = below_mount(directory, info.directory, lines)
+        if listed is not None:
+            lines = [line.rstrip("\n") for line in listed if line.strip()]
+            # a trace is of a whole mount, whatever directory of it is named
+            paths = below_mount(info.directory if trace else directory, info.directory, lines)
             if len(paths) < len(lines):
-                raise UsageError(f"{order.name} names files outside of {info.directory}")
+                raise UsageError(f"{listed.name} names files outside of {info.directory}")
             updates = mover.stream("warm_order", paths=paths, ahead=ahead)
         else:
             fresh = report.oldest_fresh(info.details["ttl_s"])

@@ -249,7 +249,7 @@ def _mountkit(stage: Stage, *words: str) -> None:
     """Runs `mountkit` as a user would, shown with its output. Raises HostError if it fails."""
     shown = shlex.join(words) if len(shlex.join(words)) < 200 else f"{shlex.join(words[:-1])} '…'"
     console.print(f"   [green]$ mountkit {shown}[/]", soft_wrap=True)
-    _command([sys.executable, "-m", "mountkit.cli", *words], stage)
+    _command([sys.executable, "-m", "mountkit", *words], stage)
 
 
 def _command(command: list[str], stage: Stage) -> None:
@@ -278,7 +278,7 @@ def _command(command: list[str], stage: Stage) -> None:
 
 
 def _status(stage: Stage) -> dict[str, Any]:
-    command = [sys.executable, "-m", "mountkit.cli", "status", "--json", stage.directory]
+    command = [sys.executable, "-m", "mountkit", "status", "--json", stage.directory]
     done = subprocess.run(command, env=stage.environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise HostError(f"`mountkit status` ended with exit code {done.returncode}: {done.stderr.strip()}")
@@ -306,7 +306,7 @@ def _how_to_explore(stage: Stage) -> None:
     python = shlex.quote(sys.executable)
     console.print("To clean up:")
     end = f"kill -9 {stage.server.process.pid}; rm -rf --one-file-system {stage.base}"
-    console.print(f"   {python} -m mountkit.cli unmount {stage.directory}; {end}", soft_wrap=True)
+    console.print(f"   {python} -m mountkit unmount {stage.directory}; {end}", soft_wrap=True)
 
 
 def _clean_up(stage: Stage) -> None:
@@ -326,7 +326,7 @@ def _clean_up(stage: Stage) -> None:
 
 
 def _unmounted(stage: Stage) -> bool:
-    command = [sys.executable, "-m", "mountkit.cli", "unmount"]
+    command = [sys.executable, "-m", "mountkit", "unmount"]
     for flags in ([], ["--force"]):
         if not _is_mounted(stage):
             return True

@@ -101,6 +101,7 @@ def start_server(directory: str) -> Server:
             stdout=output,
             stderr=output,
             cwd=directory,
+            env={**os.environ, "TMPDIR": directory},  # it writes logs of its own there, and would leave them
             start_new_session=True,  # a Ctrl-C is for the demo, which stops the server when it no longer needs it
         )
     server = Server(process, f"http://127.0.0.1:{ports[_PORTS.index('s3.port')]}", access_key, secret_key, log)

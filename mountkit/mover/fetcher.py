@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TypeVar
 import trio
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES, ContentId, content_id, runs
-from mountkit.cache.faults import CacheBroken, CacheFull
+from mountkit.cache.faults import CacheBroken, CacheFull, DiskFull
 from mountkit.cache.index_writer import BlockRow
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectRow
@@ -61,8 +62,11 @@ class _Fetch:
         parts: range,
         priority: Priority,
         on_end: Callable[[MountkitError | None], None] | None = None,
+        *,
+        around_cache: bool = False,
     ) -> None:
         self.wanted, self.parts, self.priority, self.on_end = wanted, parts, priority, on_end
+        self.around_cache = around_cache
         self.held_bytes = min(2 * BLOCK_BYTES, len(parts) * PART_BYTES)
         self.error: MountkitError | None = None
         self.failed: frozenset[int] = frozenset()
@@ -131,13 +135,15 @@ class _Fetch:
         fetcher, wanted = self._fetcher, self.wanted
         rows: tuple[BlockRow, ...] = ()
         refused = False
-        try:
-            rows = fetcher.cache.write(wanted.content, wanted.row.size, first, data)
-        except CacheFull:
+        if self.around_cache:
             refused = True
-        except CacheBroken as exc:
-            fetcher.from_thread(functools.partial(fetcher.on_cache_trouble, exc))
-            refused = True
+        else:
+            try:
+                rows = fetcher.cache.write(wanted.content, wanted.row.size, first, data)
+            except (CacheFull, CacheBroken) as exc:
+                refused = True
+                if isinstance(exc, CacheBroken | DiskFull):  # its own limits are no trouble
+                    fetcher.from_thread(functools.partial(fetcher.on_cache_trouble, exc))
         count = -(-len(data) // PART_BYTES)
         fetcher.landed(_Arrival(self, range(first, first + count), rows, data, refused))
 
@@ -185,6 +191,7 @@ class Fetcher:
         self._arrived: deque[_Arrival] = deque()
         self._finished: deque[tuple[_Fetch, MountkitError | None]] = deque()
         self._woken = False
+        self._woken_at = 0.0
         self._something = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
 
@@ -201,16 +208,17 @@ class Fetcher:
             self._settle()
 
     # ---- asking --------------------------------------------------------------------------------------------
-    async def need(self, wanted: Wanted, parts: range, priority: Priority) -> None:
+    async def need(self, wanted: Wanted, parts: range, priority: Priority, *, around_cache: bool = False) -> None:
         """Returns once these parts are cached or in memory. Raises the StoreError that prevented it.
 
+        `around_cache`: in memory, whatever the cache says that it has; for one whose disk fails.
         Cancelling the caller does not cancel the fetch, which others may share. What is only in memory is sure to be
         there until the caller's next await.
         """
         self._memory.pin(wanted.content, parts)
         try:
             for _ in range(_ATTEMPTS):
-                fetches = self.start(wanted, parts, priority)
+                fetches = self.start(wanted, parts, priority, around_cache=around_cache)
                 if not fetches:
                     return
                 for fetch in fetches:
@@ -219,11 +227,11 @@ class Fetcher:
             self._memory.unpin(wanted.content, parts)
         raise MountkitError(f"the cache does not keep {wanted.row.key!r} long enough to be read")
 
-    def start(self, wanted: Wanted, parts: range, priority: Priority) -> list[_Fetch]:
+    def start(self, wanted: Wanted, parts: range, priority: Priority, *, around_cache: bool = False) -> list[_Fetch]:
         """Starts what of these parts is neither here nor on its way; the fetches that bring them all."""
         fetches: list[_Fetch] = []
         fresh: list[int] = []
-        for missing in self._missing(wanted, parts):
+        for missing in [parts] if around_cache else self._missing(wanted, parts):
             for part in missing:
                 key = wanted.content, part
                 fetch = self._in_flight.get(key)
@@ -233,7 +241,9 @@ class Fetcher:
                         self._queue.promote(fetch, priority)
                 elif key not in self._memory:
                     fresh.append(part)
-        return fetches + [self._launch(_Fetch(self, wanted, run, priority)) for run in runs(fresh)]
+        return fetches + [
+            self._launch(_Fetch(self, wanted, run, priority, around_cache=around_cache)) for run in runs(fresh)
+        ]
 
     def sweep(
         self,
@@ -354,12 +364,14 @@ class Fetcher:
         # One call into trio for all that comes until it is looked at: each costs a system call and the GIL.
         if not self._woken:
             self._woken = True
+            self._woken_at = time.perf_counter()
             self.from_thread(self._something_came)
 
     def _something_came(self) -> None:
         self._something.set()
 
     def _settle(self) -> None:
+        self._queue.answered(time.perf_counter() - self._woken_at)
         self._woken = False  # first: what comes from here on wakes us again
         finished = _drained(self._finished)  # before the arrivals: a fetch ends after its last bytes came
         arrived = _drained(self._arrived)

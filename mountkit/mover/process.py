@@ -1,27 +1,32 @@
 """The mover process: takes the state directory's lock, checks the bucket, then serves requests until nobody needs it.
 
 It is the only process with credentials: they come in a sealed memfd, and the process is not dumpable, so neither
-/proc nor ptrace shows them to another process of the same user. It ends when its last keeper is gone.
+/proc nor ptrace shows them to another process of the same user. It ends when its last keeper is gone, and when its
+catalog or cache can no longer be used: the next mover begins them anew, or has the catalog in memory (`stand_in`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import trio
 
-from mountkit import errors, ipc, logs, processes
+from mountkit import about, errors, ipc, logs, places, processes
+from mountkit.cache.faults import CacheBroken, CacheFull
 from mountkit.cache.policy import Limits
 from mountkit.cache.writer import CacheWriter
+from mountkit.catalog import schema
 from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import CatalogUnavailable
 from mountkit.config import MountSettings
 from mountkit.errors import MountError, MountkitError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
@@ -29,7 +34,7 @@ from mountkit.mover.housekeeper import Housekeeper
 from mountkit.mover.service import Service
 
 log = logging.getLogger(__name__)
-_LOCK_S = 5.0
+_LOCK, _LOCK_S = "mover.lock", 5.0
 _GRACE_S = 3.0
 """How long the mover waits for a new keeper before it ends: the last one's servers may just be starting it."""
 _GOODBYE_S = 0.05
@@ -65,7 +70,12 @@ async def _main(channel_fd: int) -> int:
         return 1
     try:
         await _serve(channel, start)
-    except (MountkitError, BaseExceptionGroup) as exc:
+    except (MountkitError, CatalogUnavailable, BaseExceptionGroup) as exc:
+        if unusable := _unusable(exc):
+            log.warning("%s", unusable)
+            with contextlib.suppress(ChannelClosed):
+                await channel.send({"unusable": str(unusable)})
+            return 1
         error = errors.named(exc)
         if error is None:
             raise
@@ -76,14 +86,25 @@ async def _main(channel_fd: int) -> int:
     return 0
 
 
+def _unusable(raised: BaseException) -> Exception | None:
+    """The trouble with catalog or cache that `raised` is, or holds among other errors."""
+    kinds = (CatalogUnavailable, CacheFull, CacheBroken)
+    if isinstance(raised, kinds):
+        return raised
+    if isinstance(raised, BaseExceptionGroup):
+        return next(filter(None, map(_unusable, raised.exceptions)), None)
+    return None
+
+
 async def _serve(channel: Channel, start: Message) -> None:
     settings = MountSettings.from_json(start.body["settings"])
-    state_fd, *rest = start.fds
+    state_fd, catalog_fd, *rest = start.fds
     secrets_fd = rest[0] if rest else None
-    logs.to_state_directory(state_fd)
-    take_environment(secrets_fd)
+    stand_in = str(start.body["stand_in"])
+    logs.to_state_directory(catalog_fd)
+    processes.take_environment(secrets_fd)
     socket_path = start.body["socket"]
-    if not await _take_lock(state_fd, socket_path):
+    if not await _take_lock(_lock_files(state_fd, catalog_fd, stand_in=bool(stand_in)), socket_path):
         await channel.send({"pid": os.getpid(), "taken": True})
         return
     from mountkit.store.opening import connect  # heavy: after the lock, so that a second mover ends quickly
@@ -97,9 +118,15 @@ async def _serve(channel: Channel, start: Message) -> None:
             region=start.body["region"],
         )
     )
+    about.write(state_fd, settings)
     limits = Limits(settings.cache_size_bytes, settings.cache_free_share)
-    cache = CacheWriter.open(state_fd, limits, secrets.token_bytes(16))
-    catalog = Catalog.open(state_fd, settings.source.prefix)
+    cache = _open_cache(state_fd, catalog_fd, limits, stand_in=bool(stand_in))
+    if stand_in:
+        if schema.identity(catalog_fd) is None:  # else an earlier mover's, which knows more
+            schema.carry_over(state_fd, catalog_fd)
+    else:
+        _bring_catalog_home(settings.state_name, state_fd)
+    catalog = Catalog.open(catalog_fd, settings.source.prefix)
     for warning in (*cache.warnings, *catalog.warnings):
         log.warning("%s", warning)
     service = Service(settings, catalog, cache, store, region, state_fd)
@@ -110,21 +137,55 @@ async def _serve(channel: Channel, start: Message) -> None:
             await nursery.start(service.fetcher.run)
             nursery.start_soon(service.outputs.run)
             nursery.start_soon(Housekeeper(settings, catalog, cache, service.fetcher).run)
-            nursery.start_soon(ipc.serve, listener, lambda peer: _answer(peer, service, peers))
+
+            def place() -> Message:
+                words = {"pid": os.getpid(), "stand_in": stand_in}
+                return Message(words, fds=[os.dup(state_fd), os.dup(catalog_fd)])
+
+            nursery.start_soon(ipc.serve, listener, lambda peer: _answer(peer, service, peers, place))
             await channel.send({"pid": os.getpid(), "region": region})
             channel.close()
             nursery.start_soon(service.watch_files)
             nursery.start_soon(_end_when_lost, service)
             nursery.start_soon(_end_when_retired, service, nursery.cancel_scope)
             await _until_nobody_needs_us(peers, service)
+            if stand_in:
+                _forget_memory(settings.state_name)
             nursery.cancel_scope.cancel()
     finally:
-        cache.close()
+        with contextlib.suppress(CacheFull, CacheBroken):
+            cache.close()
         catalog.close()
+        about.used_now(state_fd)
         log.info("the mover ends")
 
 
-async def _answer(channel: Channel, service: Service, peers: _Peers) -> None:
+def _open_cache(state_fd: int, catalog_fd: int, limits: Limits, *, stand_in: bool) -> CacheWriter:
+    """The cache on its disk; where that fails and the catalog stands in memory already, one that takes nothing."""
+    life = secrets.token_bytes(16)
+    try:
+        return CacheWriter.open(state_fd, limits, life)
+    except (CacheFull, CacheBroken) as exc:
+        if not stand_in:
+            raise
+        log.info("no cache for now: %s", exc)
+        return CacheWriter.open(catalog_fd, Limits(0, 0.0), life)
+
+
+def _bring_catalog_home(state_name: str, state_fd: int) -> None:
+    """Takes over the catalog that was in memory while the disk failed: no inode number changes by that."""
+    if os.path.isdir(places.stand_in_path(state_name)):
+        memory_fd = places.open_stand_in(state_name)
+        schema.carry_over(memory_fd, state_fd)
+        os.close(memory_fd)
+        _forget_memory(state_name)
+
+
+def _forget_memory(state_name: str) -> None:
+    shutil.rmtree(places.stand_in_path(state_name), ignore_errors=True)
+
+
+async def _answer(channel: Channel, service: Service, peers: _Peers, place: Callable[[], Message]) -> None:
     """One connection; those of keepers and servers keep us alive."""
     counted = False
 
@@ -143,6 +204,8 @@ async def _answer(channel: Channel, service: Service, peers: _Peers) -> None:
                     service.goodbye.set()
                 peers.go()
             return {"last": not peers.count}
+        if operation == "place":
+            return place()
         if operation == "retire":
             service.retired.set()
             return {}
@@ -157,7 +220,7 @@ async def _answer(channel: Channel, service: Service, peers: _Peers) -> None:
 
 async def _end_when_lost(service: Service) -> None:
     await service.lost.wait()
-    raise MountError("catalog or cache were deleted or damaged; the next mover begins them anew")
+    raise CatalogUnavailable("catalog or cache cannot be used any more; the next mover begins anew")
 
 
 async def _end_when_retired(service: Service, scope: trio.CancelScope) -> None:
@@ -178,13 +241,30 @@ async def _until_nobody_needs_us(peers: _Peers, service: Service) -> None:
             return
 
 
-async def _take_lock(state_fd: int, socket_path: str) -> bool:
-    """The state directory's lock, held until we end. False if another mover has it and answers."""
-    fd = os.open("mover.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=state_fd)
+def _lock_files(state_fd: int, catalog_fd: int, *, stand_in: bool) -> list[int]:
+    """Descriptors of the lock files: of the disk, as far as it has one to lock, and of the stand-in.
+
+    Raises CatalogUnavailable where the disk should work and does not.
+    """
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return [os.open(_LOCK, os.O_RDWR | os.O_CREAT | flags, 0o600, dir_fd=state_fd)]
+    except OSError as exc:
+        if not stand_in:
+            raise CatalogUnavailable(f"its disk says: {os.strerror(exc.errno or 0)}") from exc
+    fds = [os.open(_LOCK, os.O_RDWR | os.O_CREAT | flags, 0o600, dir_fd=catalog_fd)]
+    with contextlib.suppress(OSError):  # a read-only disk
+        fds.append(os.open(_LOCK, os.O_RDONLY | flags, dir_fd=state_fd))
+    return fds
+
+
+async def _take_lock(fds: list[int], socket_path: str) -> bool:
+    """All of these locks, held until we end. False if another mover has one and answers."""
     deadline = time.monotonic() + _LOCK_S
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for fd in fds:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if await ipc.answers(socket_path):
                 return False
@@ -196,14 +276,6 @@ async def _take_lock(state_fd: int, socket_path: str) -> bool:
             await trio.sleep(0.05)
         else:
             return True
-
-
-def take_environment(secrets_fd: int | None) -> None:
-    """Puts the caller's store environment in the place of ours."""
-    if secrets_fd is None:
-        return
-    with open(f"/proc/self/fd/{secrets_fd}", encoding="utf-8", errors="surrogateescape") as file:
-        os.environ.update(json.load(file))
 
 
 def main() -> None:

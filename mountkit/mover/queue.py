@@ -15,9 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from mountkit.mover.pace import Pace
+
 MAX_THREADS = 128
 SWEEP_THREADS = 80
-"""How many of these a sweep may have at once: who waits finds one free; more only fight for the interpreter."""
+"""How many of these a sweep may have at once, if the mover keeps up (`pace`): who waits always finds one free."""
 _MIN_THREADS = 4
 _MAX_BYTES = 96 << 20
 """Bytes that may be on their way at once; a job counts for what it holds in memory, not for its whole length."""
@@ -62,6 +64,7 @@ class FetchQueue:
         self._heap: list[tuple[int, int, Job]] = []
         self._order = itertools.count()
         self._running = self._threads = self._idle = 0
+        self._pace = Pace(min(SWEEP_THREADS, max_threads))
         self._sweeps: set[Job] = set()
         """What runs of the lowest priority, as it was when it began."""
         self._bytes = 0
@@ -91,6 +94,14 @@ class FetchQueue:
             if now - self._slowed_at >= _PACE_S:
                 self._slowed_at = now
                 self._limit = max(_MIN_THREADS, self._limit / 2)
+
+    def answered(self, lag_s: float) -> None:
+        """The mover's trio thread answered a call of one of our threads after so long."""
+        with self._condition:
+            full = len(self._sweeps) >= self._pace.limit
+            self._pace.answered(lag_s, full=full)
+            if self._heap and self._idle and self._may_run(self._heap[0][0]):
+                self._condition.notify()
 
     def statistics(self) -> QueueStatistics:
         with self._condition:
@@ -148,7 +159,7 @@ class FetchQueue:
             return None
 
     def _may_run(self, priority: int) -> bool:
-        if priority == Priority.SWEEP and len(self._sweeps) >= SWEEP_THREADS:
+        if priority == Priority.SWEEP and len(self._sweeps) >= self._pace.limit:
             return False
         return self._running < int(self._limit) and self._bytes < _MAX_BYTES
 

@@ -10,19 +10,23 @@ from typing import Any
 
 import trio
 
-from mountkit.cache.faults import CacheBroken, CacheFull
+from mountkit import processes
+from mountkit.cache.faults import CacheBroken, CacheFull, DiskFull
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
-from mountkit.catalog.values import CatalogLost, Kind, ObjectRow
+from mountkit.catalog.values import CatalogLost, CatalogUnavailable, Kind, ObjectRow
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
+from mountkit.mover.ahead import ListingAhead
 from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
+from mountkit.mover.inquiry import inquire
 from mountkit.mover.outputs import Outputs
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
 from mountkit.mover.sweeper import Sweeper
+from mountkit.mover.trace import Trace
 from mountkit.mover.warm import Warmer
 from mountkit.store.retry import RetryingStore
 
@@ -60,7 +64,9 @@ class Service:
         store.on_slow_down = self._queue.slow_down
         self.outputs = Outputs(settings, state_fd, store, catalog, self.lister, self.fetcher)
         self._readahead = Readahead()
+        self.trace = Trace(catalog, state_fd)
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
+        self.ahead = ListingAhead(catalog, self.lister, ttl_s=settings.ttl_s)
         self._orders: list[Warmer] = []
         self._announcements = trio.CapacityLimiter(_ANNOUNCEMENTS)
         self._trouble = ""
@@ -71,20 +77,25 @@ class Service:
         self.retired = trio.Event()
         """Set by a keeper that wants another mover, with the code that is installed now."""
         self.lost = trio.Event()
-        """Set when catalog or cache were deleted or damaged under us: the next mover begins them anew."""
+        """Set when catalog or cache cannot be used any more: the next mover begins them anew, or elsewhere."""
         self._operations: dict[str, Callable[[dict[str, Any], Progress], Awaitable[Message | dict[str, Any]]]] = {
             "lookup": self._lookup,
             "list": self._list,
             "open": self._open,
             "opened": self._opened,
+            "entered": self._entered,
             "fetch": self._fetch,
             "hint": self._hint,
             "verify": self._verify,
             "refresh": self._refresh,
+            "trace_start": self._trace_start,
+            "trace_stop": self._trace_stop,
             "warm": self._warm,
             "warm_order": self._warm_order,
             "announce": self._announce,
             "check": self._check,
+            "inquire": self._inquire,
+            "limit": self._limit,
             "doubt": self._doubt,
             "stats": self._stats,
             **self.outputs.operations,
@@ -97,9 +108,10 @@ class Service:
             raise UsageError(f"the mover does not know `{request.body.get('op')}`")
         try:
             return await operation(request.body, progress)
-        except CatalogLost as exc:
+        except CatalogUnavailable as exc:
             self._lose(str(exc))
-            raise
+            # Not answered: we end, and whoever asked sends it again, to the mover that follows.
+            return await trio.sleep_forever()
 
     # ---- the tree ------------------------------------------------------------------------------------------
     async def _lookup(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
@@ -107,6 +119,8 @@ class Service:
         return {"stale": stale}
 
     async def _list(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        if body["cookie"] == 0:
+            self.ahead.entered(body["directory"])
         return {"stale": await self.lister.list_beyond(body["directory"], body["cookie"], body["fresh"])}
 
     async def _refresh(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
@@ -131,7 +145,14 @@ class Service:
                 self._note_open(row, cold=False)
         return {}
 
+    async def _entered(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        """Directories that somebody begins to read."""
+        for directory in body["directories"]:
+            self.ahead.entered(directory)
+        return {}
+
     def _note_open(self, row: ObjectRow, *, cold: bool) -> None:
+        self.trace.opened(row)
         if self._settings.sweep:
             self.sweeper.opened(row, cold=cold)
         for warmer in self._orders:
@@ -141,6 +162,7 @@ class Service:
         wanted = self._wanted(body["object"])
         offset, length = body["offset"], body["length"]
         parts = parts_of(offset, length)
+        around_cache = False
         if body.get("bad"):
             log.warning("cached bytes of %r are not what was written; fetching them again", wanted.row.key)
             self._errors += 1
@@ -150,11 +172,16 @@ class Service:
                 )
             except (CacheFull, CacheBroken) as exc:
                 self._cache_trouble(exc)
+                around_cache = True  # it cannot even forget them
         if wanted.row.size > _FIRST_PARTS * 128 * 1024:
             self._read_ahead(wanted, offset, length)
-        await self.fetcher.need(wanted, parts, Priority.DEMAND)
-        if body.get("inline") or self.fetcher.keeps_apart(wanted, parts):
+        inline = body.get("inline")
+        await self.fetcher.need(wanted, parts, Priority.DEMAND, around_cache=around_cache)
+        if inline or self.fetcher.keeps_apart(wanted, parts):
             data = self.fetcher.gather(wanted, offset, length)
+            if data is None and inline:  # the cache says that it has what it cannot give
+                await self.fetcher.need(wanted, parts, Priority.DEMAND, around_cache=True)
+                data = self.fetcher.gather(wanted, offset, length)
             if data is not None:
                 return Message({}, data)
         return {}
@@ -181,6 +208,13 @@ class Service:
             log.warning("the cached file of %r is not what was written; it will be fetched again", wanted.row.key)
             self._errors += 1
         return {"good": good}
+
+    async def _trace_start(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        self.trace.start()
+        return {}
+
+    async def _trace_stop(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        return {"paths": self.trace.stop()}
 
     async def _warm(self, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
         directory, row = await self._resolve(body["path"])
@@ -247,6 +281,14 @@ class Service:
         await trio.to_thread.run_sync(lambda: self._store.list_page(self._settings.source.prefix, limit=1))
         return {"pid": os.getpid(), "region": self._region}
 
+    async def _inquire(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        key = body["key"].encode("latin-1")
+        return await trio.to_thread.run_sync(inquire, self._store, key)
+
+    async def _limit(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
+        """Shrinks the cache, also below what it was mounted with."""
+        return {"freed": await trio.to_thread.run_sync(self._cache.shrink, body["bytes"])}
+
     async def _doubt(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         """A server could not read the catalog: is it whole?"""
         if not self._examining:
@@ -268,7 +310,7 @@ class Service:
 
     def _lose(self, why: str) -> None:
         if not self.lost.is_set():
-            log.warning("%s: they are begun anew", why)
+            log.warning("%s: another mover begins anew", why)
         self.lost.set()
 
     async def _stats(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
@@ -277,12 +319,17 @@ class Service:
             usage = asdict(await trio.to_thread.run_sync(self._cache.usage))
         except (CacheFull, CacheBroken) as exc:
             self._cache_trouble(exc)
+        if self._trouble:
+            works: bool = await trio.to_thread.run_sync(self._cache.works)
+            if works:
+                self._mended()
         queue = self._queue.statistics()
         reasons = [text for text in (self.lister.unreachable or self._store.trouble, self._trouble) if text]
         outputs, more = self.outputs.statistics()
         reasons += more
         return {
             "pid": os.getpid(),
+            "pss_bytes": processes.pss_bytes(),
             "degraded": reasons,
             "cache": usage,
             "outputs": outputs,
@@ -301,16 +348,20 @@ class Service:
             log.warning("fetching failed: %s", self._last_error)
 
     def _cache_trouble(self, error: Exception) -> None:
-        if isinstance(error, CacheBroken):
+        if isinstance(error, CacheBroken | DiskFull):
             if not self._trouble:
                 log.warning("the cache takes no more: %s; reading goes on without it", error)
             self._trouble = f"the cache takes no more: {error}"
 
     def _landed(self, kept: bool) -> None:
         self.lister.answered()
-        if kept and self._trouble:
+        if kept:
+            self._mended()
+
+    def _mended(self) -> None:
+        if self._trouble:
             log.warning("the cache works again")
-            self._trouble = ""
+        self._trouble = ""
 
 
 async def _silent(_: dict[str, Any]) -> None:

@@ -19,9 +19,10 @@ _RECENT_FILES, _RECENT_S = 128, 10.0
 REST_S, _FORGET_S = 1.5, 300.0
 _FACTOR, _STEADY_FILES, _DOUBLING_FILES, _MAX_DOUBLINGS = 2.5, 128, 64, 30
 _COUNTED_FILES = _STEADY_FILES + _DOUBLING_FILES * _MAX_DOUBLINGS
-_GENTLE_FILES, _GENTLY_AT_ONCE = 1000, 8
-"""Measured on two cores: a sweep at full speed leaves eight readers 14 to 190 files/s until most files are there, which
-pays for a whole epoch and not for a short run: 1,000 of 20,000 files came at 110/s, with eight GETs at a time 240/s."""
+_GENTLY_AT_ONCE, _GENTLE_FILES = 8, 256
+"""So many GETs at first, twice as many after each 256 files. Measured on two busy cores: with full speed from the start
+an epoch of 20,000 files takes 0.6 of the time that it takes with 8 GETs for its first 1,000 files, but 1,000 files read
+of the 20,000 take 1.6 times as long, because readers still wait for most of theirs."""
 _TREES, _LARGE_FILES = 8, 64
 
 BEGIN_READS = 40
@@ -62,8 +63,8 @@ class Tree:
         return int(_FACTOR * 2**doublings * self.demanded_bytes) - self.swept_bytes
 
     def at_once(self, most: int) -> int:
-        """How many fetches of at most `most` may be under way: readers still wait for most of their files at first."""
-        return min(most, _GENTLY_AT_ONCE) if len(self.files) < _GENTLE_FILES else most
+        """How many fetches of at most `most` may be under way."""
+        return min(most, _GENTLY_AT_ONCE << min(8, len(self.files) // _GENTLE_FILES))
 
 
 class Sweeps:

@@ -19,7 +19,6 @@ from mountkit import errors, processes
 from mountkit.config import MountSettings, OutputSettings
 from mountkit.errors import HostError, MountBusy, MountkitError
 from mountkit.ipc import Channel, ChannelClosed, Message
-from mountkit.mover.process import take_environment
 from mountkit.mover.pulling import Pull
 from mountkit.mover.pushing import PushedDirectory
 from mountkit.mover.uploads import Uploads
@@ -50,7 +49,7 @@ async def _main(channel_fd: int) -> int:
 async def _run(channel: Channel, start: Message) -> dict[str, Any]:
     settings = MountSettings.from_json(start.body["settings"])
     secrets_fd, directory_fd, *journal = start.fds
-    take_environment(secrets_fd)
+    processes.take_environment(secrets_fd)
     from mountkit.store.opening import connect  # heavy
 
     store, _ = await trio.to_thread.run_sync(lambda: connect(settings.source, budget_s=settings.data_budget_s))

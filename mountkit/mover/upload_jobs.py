@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, StoreError, UploadMissing
 from mountkit.mover.upload_properties import TOKEN
@@ -154,4 +154,4 @@ def source_of(store: Store, operation: Operation) -> ObjectInfo:
     found = store.head(operation.source_key)
     if operation.source_etag and found.etag != operation.source_etag:
         raise ObjectChanged(f"{operation.source_key.decode('utf-8', 'replace')} is another version by now")
-    return replace(found, version_id="")
+    return found._replace(version_id="")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _LAST_OUTPUT_TIMEOUT_S = 10.0
 _MOST_READ = 1 << 20
+_NAME_TAKEN = "choose another --name, or remove that container"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -146,7 +147,7 @@ class DockerEngine(DockerLink):
     ) -> ContainerExit:
         """See `Engine.run`."""
         with _Signals() as events, self.client() as client:
-            with self.translated(f"cannot create a container of `{plan.image}`"):
+            with self.translated(f"cannot create a container of `{plan.image}`", on_conflict=_NAME_TAKEN):
                 body = docker_spec.creation(plan, mountinfo.mount_points())
                 made: dict[str, Any] = client.create_container_from_config(  # type: ignore[no-untyped-call]
                     body, plan.name, plan.platform or None

@@ -50,12 +50,15 @@ class DockerLink:
             client.close()
 
     @contextlib.contextmanager
-    def translated(self, what: str) -> Iterator[None]:
-        """Every exception of docker and requests becomes an EngineError that says `what` failed and why."""
+    def translated(self, what: str, *, on_conflict: str = "") -> Iterator[None]:
+        """Every exception of docker and requests becomes an EngineError that says `what` failed and why.
+
+        `on_conflict` is the hint for status 409, whose meaning depends on the request.
+        """
         try:
             yield
         except docker.errors.APIError as exc:
-            hint = "choose another --name, or remove that container" if exc.status_code == _CONFLICT else ""
+            hint = on_conflict if exc.status_code == _CONFLICT else ""
             raise EngineError(f"the engine {what}: {reason(exc)}", hint) from exc
         except (requests.exceptions.RequestException, docker.errors.DockerException) as exc:
             raise EngineError(f"the engine at {self.url} {what}: {last_words(exc)}", _START_HINT) from exc

@@ -19,6 +19,7 @@ from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
 from mountkit.serve.session import Session
 from mountkit.serve.shared import SharedMemory
+from mountkit.serve.state import StateDirectory
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,14 @@ class Control:
     def __init__(
         self,
         settings: MountSettings,
-        state_path: str,
+        state: StateDirectory,
         mounted: Session,
         servers: ServerPool,
         mover: MoverHost,
         shared: SharedMemory,
     ) -> None:
         self.settings, self.mounted = settings, mounted
-        self._state_path, self._servers, self._mover, self._shared = state_path, servers, mover, shared
+        self._directory, self._servers, self._mover, self._shared = state, servers, mover, shared
         self._since = time.time()
         self.state = "starting"
         self.stop = trio.Event()
@@ -45,6 +46,8 @@ class Control:
         """The kernel has ended the session."""
         self.drains = settings.outputs is not None
         """Whether the end waits for uploads."""
+        self.rest = trio.Event()
+        """This process shall end; the session stays with systemd, for the next one it starts."""
         self.retire = trio.Event()
         """This keeper shall end, and another take its place."""
 
@@ -129,6 +132,8 @@ class Control:
         """Everything about this mount, as `mountkit status --json` shows it."""
         mover, reasons = await self._mover.statistics()
         reasons += self._servers.troubles()
+        if self._directory.trouble:
+            reasons.insert(0, f"the cache directory cannot be used: {self._directory.trouble}")
         counters = self._shared.total()
         state = "degraded" if self.state == "ok" and reasons else self.state
         reads = {name: getattr(counters, name) for name in counters.__slots__}
@@ -141,9 +146,12 @@ class Control:
             "keeper_pid": os.getpid(),
             "server_pids": self._servers.pids(),
             "mover_pid": self._mover.pid,
+            "memory_bytes": processes.pss_bytes() + int(mover.get("pss_bytes", 0)) + reads.pop("pss_bytes"),
             "cache_directory": self.settings.cache_directory,
-            "state_directory": self._state_path,
-            "log": os.path.join(self._state_path, logs.FILE_NAME),
+            "state_directory": self._directory.path,
+            "log": logs.place(self._directory.log_path),
+            "unit": os.environ.get("MOUNTKIT_UNIT", ""),
+            "unit_manager": os.environ.get("MOUNTKIT_MANAGER", "system") if os.environ.get("MOUNTKIT_UNIT") else "",
             "device": self.mounted.device,
             "since": self._since,
             "endpoint": self.settings.source.endpoint,

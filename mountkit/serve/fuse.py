@@ -29,7 +29,7 @@ def _adapted(method: _Method) -> _Method:
         self.wire.to_kernel()
         self.files.counters.requests += 1
         try:
-            return await method(self, *arguments)
+            return await self.files.patiently(lambda: method(self, *arguments))
         except FileSystemError as exc:
             raise pyfuse3.FUSEError(exc.errno) from None
         except pyfuse3.FUSEError:
@@ -47,15 +47,6 @@ class Operations(pyfuse3.Operations):
     def __init__(self, wire: Wire, files: InputFileSystem) -> None:
         super().__init__()
         self.wire, self.files = wire, files
-
-    @_adapted
-    async def opendir(self, inode: int, _ctx: Any) -> int:
-        self.files.attributes_now(inode)
-        return inode
-
-    @_adapted
-    async def releasedir(self, _handle: int) -> None:
-        return None
 
     @_adapted
     async def statfs(self, _ctx: Any) -> Any:

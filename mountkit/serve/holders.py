@@ -13,9 +13,14 @@ _CONTAINER = re.compile(r"(?:docker|libpod|containerd)[-/]([0-9a-f]{12})[0-9a-f]
 
 
 def in_other_namespaces(device: str) -> list[str]:
-    """Processes (named, with their container) whose mount namespace is another one and has this mount in it."""
+    """Processes (named, with their container) whose mount namespace keeps this mount when ours goes.
+
+    Most services of systemd have a namespace of their own with every mount in it, but receive our unmounts: what the
+    kernel takes away there by itself holds nothing.
+    """
     mine = _namespace("self")
     seen: set[str | None] = {mine, None}
+    told = _told_of_unmounts(device)
     found = []
     for pid in _pids():
         namespace = _namespace(str(pid))
@@ -23,9 +28,20 @@ def in_other_namespaces(device: str) -> list[str]:
             continue
         seen.add(namespace)
         with contextlib.suppress(OSError):
-            if any(point.device == device for point in mountinfo.mount_points(pid)):
+            points = mountinfo.mount_points(pid)
+            groups = {point.number: point.groups for point in points}
+            if any(point.device == device and not groups.get(point.parent, set()) & told for point in points):
                 found.append(_name(pid))
     return found
+
+
+def _told_of_unmounts(device: str) -> set[int]:
+    """The peer groups an unmount of ours is told to: an unmount propagates along what the mount is mounted on."""
+    points = mountinfo.mount_points()
+    shared = {
+        point.number: {int(field[7:]) for field in point.propagation if field.startswith("shared:")} for point in points
+    }
+    return set().union(*(shared.get(point.parent, set()) for point in points if point.device == device))
 
 
 def of_mount(directory: str, device: str) -> list[str]:

@@ -8,21 +8,33 @@ inodes: the kernel cannot read one inode through us and through a backing file a
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import logging
 import math
 import stat
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
 from mountkit.cache.checked import Missing, WouldBlock
 from mountkit.cache.content import BLOCK_BYTES, ContentId, content_id
 from mountkit.cache.reader import CacheReader, SealedFile
-from mountkit.catalog.values import SEALED_BIT, CatalogUnavailable, Directory, Kind, ObjectRow, StaleCookie
+from mountkit.catalog.values import (
+    SEALED_BIT,
+    CatalogUnavailable,
+    Directory,
+    DirectoryPage,
+    Kind,
+    ObjectRow,
+    StaleCookie,
+)
+from mountkit.catalog.values import DirectoryEntry as NamedEntry
 from mountkit.catalog.view import CatalogView
 from mountkit.errors import MountkitError
 from mountkit.ipc import Message
@@ -31,13 +43,16 @@ from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.shared import ServerCounters
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 ROOT = 1
-_UNSEALED_TIMEOUT_S = 2.0
-"""How long the kernel may keep the way to a file that may soon be sealed: a later open should find the fast inode."""
+_UNSEALED_TIMEOUT_S, _LISTED_TIMEOUT_S = 2.0, 60.0
+"""How long the kernel may keep the way to a file that may soon be sealed: a later open should find the fast inode. Who
+lists a directory with attributes wants those of all files at hand, and may not open any."""
 _ROWS = 8192
-_PAGE = 512
+_FIRST_PAGE, _PAGE, _NAMES = 64, 512, 2048
+"""The first page is asked for with attributes always, the others only where somebody wants them."""
 _ATTEMPTS = 4
-_AGAIN_S, _DOUBT_S = 0.2, 0.5
+_AGAIN_S, _DOUBT_S = 0.1, 0.5
 
 
 class FileSystemError(Exception):
@@ -46,6 +61,13 @@ class FileSystemError(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(errno.errorcode.get(number, str(number)))
         self.errno = number
+
+
+class NotNow(FileSystemError):
+    """The catalog cannot be read at this moment: it is being begun anew, or moved. Ask again."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO)
 
 
 class Found(NamedTuple):
@@ -76,6 +98,10 @@ class Presentation:
     writable: bool = False
 
 
+class _Now(Protocol[T]):
+    def __call__(self, inode: int, cookie: int, *, fresh_after: float) -> list[T] | None: ...
+
+
 class _File(NamedTuple):
     row: ObjectRow
     content: ContentId
@@ -91,15 +117,27 @@ class InputFileSystem:
         mover: MoverLink,
         show: Presentation,
         counters: ServerCounters,
+        *,
+        tracing: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`tracing`: whether the mover wants to hear of opens that need nothing of it."""
         self._view, self._cache, self._mover, self._show, self.counters = view, cache, mover, show, counters
+        self._tracing = tracing
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._hinted: OrderedDict[int, int] = OrderedDict()
+        self._filled: OrderedDict[int, float] = OrderedDict()
+        """Of which listing the names are that the kernel keeps of a directory."""
         self._doubted = trio.Event()
         """Set when the catalog could not be read."""
+        self.is_barred: Callable[[int], bool] = lambda _: False
+        """Whether a sealed file's inode must not be opened natively for now."""
         write = 0o200 if show.writable else 0
         self._file_mode = stat.S_IFREG | ((0o444 | write) & ~show.umask)
         self._directory_mode = stat.S_IFDIR | ((0o555 | write) & ~show.umask)
+
+    def show_sealed(self, really: bool) -> None:
+        """Whether files that are sealed show as such from now on, to be opened natively."""
+        self._show = replace(self._show, passthrough=really)
 
     # ---- lookup, getattr -----------------------------------------------------------------------------------
     def lookup_now(self, parent: int, name: bytes, *, fresh_after: float | None = None) -> Found | None:
@@ -109,7 +147,7 @@ class InputFileSystem:
             fresh_after = now - self._show.ttl_s
         try:
             known = self._view.lookup(self._directory_id(parent), name)
-        except CatalogUnavailable:
+        except (CatalogUnavailable, NotNow):
             self._doubted.set()
             return None
         if known is None or known.as_of < fresh_after:
@@ -130,10 +168,11 @@ class InputFileSystem:
         text, fresh = name.decode("latin-1"), max(0.0, fresh)
         with trio.move_on_after(self._show.metadata_budget_s):
             while True:
-                await self._ask("lookup", parent=self._directory_id(parent), name=text, fresh=fresh)
-                found = self.lookup_now(parent, name, fresh_after=0.0)
-                if found is not None:
-                    return found
+                with contextlib.suppress(NotNow):
+                    await self._ask("lookup", parent=self._directory_id(parent), name=text, fresh=fresh)
+                    found = self.lookup_now(parent, name, fresh_after=0.0)
+                    if found is not None:
+                        return found
                 await trio.sleep(_AGAIN_S)  # the catalog is being begun anew
         raise FileSystemError(errno.EIO)
 
@@ -149,14 +188,13 @@ class InputFileSystem:
         """Attributes of an inode the kernel knows, and for how long they hold. Raises FileSystemError."""
         try:
             if inode & SEALED_BIT:
-                return self._file_attributes(self._file(inode), sealed=True), math.inf
+                return self._file_attributes(self._file(inode).row, sealed=True), math.inf
             directory = self._view.directory(self._directory_id(inode))
             if directory is not None:
                 return self._directory_attributes(directory.id, directory), self._show.ttl_s
-            return self._file_attributes(self._file(inode), sealed=False), math.inf
+            return self._file_attributes(self._file(inode).row, sealed=False), math.inf
         except CatalogUnavailable:
-            self._doubted.set()
-            raise FileSystemError(errno.EIO) from None
+            raise self._not_now() from None
 
     def found_of(self, row: ObjectRow, timeout_s: float) -> Found:
         """What a lookup of this object version answers."""
@@ -168,41 +206,89 @@ class InputFileSystem:
         self._doubted.set()
 
     # ---- directories ---------------------------------------------------------------------------------------
-    def entries_now(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry] | None:
-        """Entries after `cookie`, the empty list at the end; None if the listing has to advance first."""
-        now = time.time()
+    def open_directory(self, inode: int) -> bool:
+        """Whether the names the kernel keeps of the directory are those of the listing that is valid now.
+
+        They are if no listing was finished since they were asked for under an earlier `open_directory`. Each server
+        answers from its own memory, which is enough: what another let the kernel fill in between is no older. The mover
+        hears of it, a moment later, as it lists ahead of walks. Raises FileSystemError.
+        """
+        ident = self._directory_id(inode)
         try:
-            page = self._view.page(self._directory_id(inode), cookie, _PAGE, fresh_after)
+            directory = self._view.directory(ident)
         except CatalogUnavailable:
+            raise self._not_now() from None
+        if directory is None:
+            raise FileSystemError(errno.ESTALE)
+        self._mover.note_entered(ident)
+        listed_at = directory.listed_at
+        if not listed_at or directory.hidden or listed_at < self.fresh_after():
+            self._filled.pop(ident, None)
+            return False
+        kept = self._filled.get(ident) == listed_at
+        self._filled[ident] = listed_at
+        if len(self._filled) > _ROWS:
+            self._filled.popitem(last=False)
+        return kept
+
+    def names_now(self, inode: int, cookie: int, *, fresh_after: float) -> list[NamedEntry] | None:
+        """As entries_now, without attributes."""
+        page = self._page(inode, cookie, _NAMES, fresh_after, objects=False)
+        if page is None or not (page.entries or page.done):
+            return None
+        return page.entries
+
+    async def names(self, inode: int, cookie: int, *, fresh_after: float) -> list[NamedEntry]:
+        """As names_now, waiting for the listing to advance. Raises FileSystemError."""
+        return await self._waited_for(self.names_now, inode, cookie, fresh_after)
+
+    def _page(self, inode: int, cookie: int, limit: int, fresh_after: float, *, objects: bool) -> DirectoryPage | None:
+        try:
+            return self._view.page(self._directory_id(inode), cookie, limit, fresh_after, objects=objects)
+        except (CatalogUnavailable, NotNow):
             self._doubted.set()
             return None
         except (StaleCookie, KeyError):
             raise FileSystemError(errno.ESTALE) from None
+
+    def entries_now(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry] | None:
+        """Entries after `cookie`, the empty list at the end; None if the listing has to advance first."""
+        now = time.time()
+        page = self._page(inode, cookie, _PAGE if cookie else _FIRST_PAGE, fresh_after, objects=True)
+        if page is None:
+            return None
         if not page.entries:
             return [] if page.done else None
         timeout = max(0.0, min(self._show.ttl_s, page.as_of + self._show.ttl_s - now))
-        files = {e.inode: self._remember(e.object) for e in page.entries if e.object is not None}
-        sealed = {f.content for f in files.values() if self._is_sealed(f)}
+        unsealed = min(timeout, _LISTED_TIMEOUT_S) if self._show.passthrough else timeout
+        sealed = self._sealed_among([e.object for e in page.entries if e.object is not None])
         result = []
         for e in page.entries:
-            file = files.get(e.inode)
-            if file is None:
+            if e.object is None:
                 result.append(DirectoryEntry(e.name, e.cookie, self._directory_attributes(e.inode), timeout))
             else:
-                found = self._found_file(file, timeout, sealed=file.content in sealed)
-                assert found.attributes is not None
-                result.append(DirectoryEntry(e.name, e.cookie, found.attributes, found.timeout_s))
+                is_sealed = e.inode in sealed
+                shown = self._file_attributes(e.object, sealed=is_sealed)
+                result.append(DirectoryEntry(e.name, e.cookie, shown, timeout if is_sealed else unsealed))
         return result
 
     async def entries(self, inode: int, cookie: int, *, fresh_after: float) -> list[DirectoryEntry]:
         """As entries_now, waiting for the listing to advance. Raises FileSystemError."""
-        for _ in range(_ATTEMPTS):
-            answer = await self._ask("list", directory=self._directory_id(inode), cookie=cookie, fresh=fresh_after)
-            if answer.body.get("stale"):
-                fresh_after = 0.0
-            found = self.entries_now(inode, cookie, fresh_after=fresh_after)
-            if found is not None:
-                return found
+        return await self._waited_for(self.entries_now, inode, cookie, fresh_after)
+
+    async def _waited_for(self, now: _Now[T], inode: int, cookie: int, fresh_after: float) -> list[T]:
+        with trio.move_on_after(self._show.metadata_budget_s):
+            for attempt in itertools.count():
+                if attempt >= _ATTEMPTS:
+                    await trio.sleep(_AGAIN_S)  # the catalog is being begun anew
+                with contextlib.suppress(NotNow):
+                    ident = self._directory_id(inode)
+                    answer = await self._ask("list", directory=ident, cookie=cookie, fresh=fresh_after)
+                    if answer.body.get("stale"):
+                        fresh_after = 0.0
+                    found = now(inode, cookie, fresh_after=fresh_after)
+                    if found is not None:
+                        return found
         raise FileSystemError(errno.EIO)
 
     def fresh_after(self) -> float:
@@ -229,8 +315,13 @@ class InputFileSystem:
 
     def sealed_now(self, inode: int) -> SealedFile | None:
         """The sealed file of a sealed inode, its descriptor the caller's; None if it must be checked first."""
-        found = self._cache.open_sealed(self._current(inode).content)
-        return found if isinstance(found, SealedFile) else None
+        file = self._current(inode)
+        found = self._cache.open_sealed(file.content)
+        if isinstance(found, SealedFile):
+            if self._tracing():
+                self._mover.note_opened(file.row.id)
+            return found
+        return None
 
     async def verify_sealed(self, inode: int) -> None:
         """Has the sealed file's checksums checked. Raises FileSystemError: ESTALE if its bytes were bad."""
@@ -290,8 +381,7 @@ class InputFileSystem:
             if self._view.directory(self._directory_id(inode)) is not None:
                 return {}
         except CatalogUnavailable:
-            self._doubted.set()
-            raise FileSystemError(errno.EIO) from None
+            raise self._not_now() from None
         row = self._file(inode).row
         found = {
             b"user.s3.key": row.key,
@@ -311,7 +401,27 @@ class InputFileSystem:
             raise FileSystemError(exc.errno) from exc
 
     def _directory_id(self, inode: int) -> int:
-        return self._view.root if inode == ROOT else inode
+        if inode != ROOT:
+            return inode
+        try:
+            return self._view.root
+        except CatalogUnavailable:
+            raise self._not_now() from None
+
+    def _not_now(self) -> NotNow:
+        self._doubted.set()
+        return NotNow()
+
+    async def patiently(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """Repeats what fails only because the catalog cannot be read at this moment, within the metadata budget."""
+        deadline = trio.current_time() + self._show.metadata_budget_s
+        while True:
+            try:
+                return await wait()
+            except NotNow:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(_AGAIN_S)
 
     def _file(self, inode: int) -> _File:
         ident = inode & ~SEALED_BIT
@@ -320,8 +430,7 @@ class InputFileSystem:
             try:
                 row = self._view.object(ident)
             except CatalogUnavailable:
-                self._doubted.set()
-                raise FileSystemError(errno.EIO) from None
+                raise self._not_now() from None
             if row is None:
                 raise FileSystemError(errno.ESTALE)
             file = self._remember(row)
@@ -333,8 +442,7 @@ class InputFileSystem:
         try:
             row = self._view.object(ident)
         except CatalogUnavailable:
-            self._doubted.set()
-            raise FileSystemError(errno.EIO) from None
+            raise self._not_now() from None
         if row is None or row.superseded_at is not None:
             raise FileSystemError(errno.ESTALE)
         return self._remember(row)
@@ -347,16 +455,25 @@ class InputFileSystem:
                 self._files.popitem(last=False)
         return file
 
+    def _sealed_among(self, rows: list[ObjectRow]) -> set[int]:
+        """The ids of those that are sealed; costs next to nothing while nothing is."""
+        if not self._show.passthrough or not self._cache.holds_sealed():
+            return set()
+        contents = {content_id(row.key, row.etag, row.size): row.id for row in rows if row.size}
+        found = {contents[content] for content in self._cache.sealed_among(list(contents))}
+        return {ident for ident in found if not self.is_barred(ident | SEALED_BIT)}
+
     def _is_sealed(self, file: _File) -> bool:
-        return self._show.passthrough and file.row.size > 0 and self._cache.sealed(file.content) is not None
+        if not self._show.passthrough or file.row.size == 0 or self._cache.sealed(file.content) is None:
+            return False
+        return not self.is_barred(file.row.id | SEALED_BIT)
 
     def _found_file(self, file: _File, timeout_s: float, *, sealed: bool) -> Found:
         if self._show.passthrough and not sealed and file.row.size > 0:
             timeout_s = min(timeout_s, _UNSEALED_TIMEOUT_S)
-        return Found(self._file_attributes(file, sealed=sealed), timeout_s)
+        return Found(self._file_attributes(file.row, sealed=sealed), timeout_s)
 
-    def _file_attributes(self, file: _File, *, sealed: bool) -> Attributes:
-        row = file.row
+    def _file_attributes(self, row: ObjectRow, *, sealed: bool) -> Attributes:
         inode = row.id | SEALED_BIT if sealed else row.id
         return Attributes(inode, self._file_mode, row.size, row.mtime_ns, 1, self._show.uid, self._show.gid)
 

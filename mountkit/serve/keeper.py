@@ -24,10 +24,13 @@ from mountkit.errors import HostError, MountBusy, MountError, MountkitError, Upl
 from mountkit.ipc import Channel, ChannelClosed, Message
 from mountkit.serve import locks, session, writer_lock
 from mountkit.serve.control import Control
+from mountkit.serve.kept_session import KeptSession
 from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
 from mountkit.serve.session import Session
 from mountkit.serve.shared import SharedMemory
+from mountkit.serve.state import StateDirectory
+from mountkit.serve.supervision import Supervision
 
 log = logging.getLogger(__name__)
 _PROOF_S = 10.0
@@ -40,9 +43,12 @@ _ANSWER_S = 0.1
 class Keeper:
     """One mount. Make it, `run` it; it returns when the mount is gone."""
 
-    def __init__(self, settings: MountSettings, *, secrets_fd: int | None) -> None:
+    def __init__(
+        self, settings: MountSettings, *, secrets_fd: int | None, supervision: Supervision | None = None
+    ) -> None:
         self.settings = settings
         self._secrets_fd = secrets_fd
+        self._supervision = supervision or Supervision(None)
         self._undo = False
         """Whether the mount was made by us and nobody has been told of it: then it goes if we fail."""
         self._gone = False
@@ -55,15 +61,15 @@ class Keeper:
         session.check_host(allow_other=self.settings.allow_other)
         places.ensure_runtime_directory()
         with contextlib.ExitStack() as stack:
-            state_fd = places.open_state(self.settings.cache_directory, self.settings.state_name)
-            stack.callback(os.close, state_fd)
+            state = StateDirectory.open(self.settings)
+            stack.callback(state.close)
             if self.settings.outputs is not None:
-                writer_lock.check(state_fd, str(self.settings.source))
+                writer_lock.check(state.fd, str(self.settings.source))
             if report is not None:
-                logs.to_state_directory(state_fd)
+                logs.to_state_directory(state.fd)
             shared_fd = SharedMemory.create()
             stack.callback(os.close, shared_fd)
-            self._prepare(state_fd, shared_fd)
+            self._prepare(state, shared_fd)
             async with trio.open_nursery() as nursery:
                 self._servers.prestart()  # they import while the mover asks the bucket
                 try:
@@ -88,10 +94,12 @@ class Keeper:
         `heir` leads to the server that started us: it waits for our control socket, to join. Neither the mover nor the
         bucket is waited for: both may be away while the servers answer from the cache.
         """
-        fuse_fd, shared_fd, state_fd, *_secrets = start.fds
+        fuse_fd, shared_fd, state_fd, catalog_fd, *_secrets = start.fds
         body = start.body["adopt"]
-        logs.to_state_directory(state_fd)
-        self._prepare(state_fd, shared_fd, body["region"])
+        stand_in = str(body["stand_in"])
+        state = StateDirectory(self.settings, state_fd, stand_in_fd=catalog_fd if stand_in else None, trouble=stand_in)
+        logs.to_state_directory(catalog_fd)
+        self._prepare(state, shared_fd, body["region"])
         mounted = Session(fuse_fd, bytes.fromhex(body["init"]), self.settings.directory, body["device"])
         if not session.is_connected(fuse_fd):
             raise MountError("the session has ended")
@@ -102,14 +110,29 @@ class Keeper:
             finally:
                 nursery.cancel_scope.cancel()
 
+    async def resume(self, kept: KeptSession) -> None:
+        """Goes on with a session that systemd kept, whose processes are all gone. Does not wait for the bucket."""
+        self._prepare(StateDirectory.open(self.settings), kept.shared_fd, kept.region)
+        async with trio.open_nursery() as nursery:
+            self._servers.prestart()
+            await nursery.start(functools.partial(self._mover.run, check=False))
+            try:
+                await self._serve(nursery, kept.session, None, adopted={"shape": kept.shape, "servers_gone": True})
+            finally:
+                nursery.cancel_scope.cancel()
+
     # ---- start ---------------------------------------------------------------------------------------------
-    def _prepare(self, state_fd: int, shared_fd: int, region: str = "") -> None:
-        path = places.state_path(self.settings.cache_directory, self.settings.state_name)
-        self._state_path = path
-        self._mover = MoverHost(self.settings, places.mover_socket(path), state_fd, self._secrets_fd, region)
+    def _prepare(self, state: StateDirectory, shared_fd: int, region: str = "") -> None:
+        self._state, self._shared_fd = state, shared_fd
+        self._mover = MoverHost(self.settings, state, self._secrets_fd, region)
         self._shared = SharedMemory(shared_fd)
-        inherited = [shared_fd, state_fd] + ([] if self._secrets_fd is None else [self._secrets_fd])
-        self._servers = ServerPool(self.settings.servers, inherited)
+        self._servers = ServerPool(self.settings.servers, self._inherited)
+
+    def _inherited(self) -> tuple[dict[str, Any], list[int]]:
+        """What a server is handed besides the session: its own needs, and what the next keeper will need."""
+        secrets = [] if self._secrets_fd is None else [self._secrets_fd]
+        fds = [self._shared_fd, self._state.fd, self._state.catalog_fd, *secrets]
+        return {"stand_in": self._state.trouble}, fds
 
     async def _mount_unless_given_up(self, nursery: trio.Nursery, report: Channel | None) -> Session:
         """The session, once the bucket has answered. Raises MountError as soon as nobody waits for it any more."""
@@ -139,7 +162,11 @@ class Keeper:
     def _mount(self) -> Session:
         s = self.settings
         mounted = session.mount(
-            s.directory, source=str(s.source), allow_other=s.allow_other, writable=s.outputs is not None
+            s.directory,
+            source=str(s.source),
+            allow_other=s.allow_other,
+            executable=s.executable,
+            writable=s.outputs is not None,
         )
         os.set_inheritable(mounted.fd, False)
         return mounted
@@ -148,9 +175,7 @@ class Keeper:
         self, nursery: trio.Nursery, mounted: Session, report: Channel | None, adopted: dict[str, Any] | None = None
     ) -> None:
         self._mounted = mounted
-        control = self._control = Control(
-            self.settings, self._state_path, mounted, self._servers, self._mover, self._shared
-        )
+        control = self._control = Control(self.settings, self._state, mounted, self._servers, self._mover, self._shared)
         socket_path = places.keeper_socket(mounted.device)
         async with contextlib.AsyncExitStack() as stack:
             # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's, and at
@@ -160,7 +185,7 @@ class Keeper:
                 # The kernel gives the device number of a mount that has just ended to the next one: its keeper gets
                 # the time to end. A keeper that adopts does not wait: whoever has the lock has adopted already.
                 await stack.enter_async_context(
-                    locks.held_async(socket_path + ".lock", wait_s=0.0 if adopted else _LOCK_S)
+                    locks.held_async(socket_path + ".lock", wait_s=0.0 if adopted and report else _LOCK_S)
                 )
             except locks.LockHeld:
                 raise HostError("another keeper has this session already") from None
@@ -173,13 +198,15 @@ class Keeper:
                 with contextlib.suppress(MountError):  # the heir may be gone or have lost patience; the others join
                     await _report(report, {"listening": True})
             await self._start_servers(nursery, socket_path, adopted)
-            if adopted is None:
+            if adopted is None or report is None:
                 session.set_read_ahead(mounted.device)
                 await self._prove()
                 if report is not None:
                     await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
             control.state, self._undo = "ok", False
             log.info("%s is mounted at %s", self.settings.source, mounted.directory)
+            kept = KeptSession(mounted, self._shared_fd, self.settings, self._mover.region, self._servers.shape)
+            nursery.start_soon(self._supervision.attend, kept, control.status)
             await self._until_the_end()
 
     async def _start_servers(self, nursery: trio.Nursery, socket_path: str, adopted: dict[str, Any] | None) -> None:
@@ -220,6 +247,7 @@ class Keeper:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_on_signal)
             nursery.start_soon(self._leave_when_retired, nursery.cancel_scope)
+            nursery.start_soon(self._leave_when_resting, nursery.cancel_scope)
             await self._control.stop.wait()
             nursery.cancel_scope.cancel()
 
@@ -228,9 +256,16 @@ class Keeper:
         await trio.sleep(_ANSWER_S)
         scope.cancel()
 
+    async def _leave_when_resting(self, scope: trio.CancelScope) -> None:
+        await self._control.rest.wait()
+        scope.cancel()
+
     async def _stop_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for number in received:
+                if await self._supervision.restart_is_ordered():
+                    self._control.rest.set()
+                    return
                 log.info("signal %d: unmounting %s", number, self._mounted.directory)
                 try:
                     await trio.to_thread.run_sync(session.unmount, self._mounted.directory)
@@ -243,19 +278,26 @@ class Keeper:
     async def _take_down(self) -> None:
         """Ends the mount, on an order; who still uses it has a few seconds. A keeper that fails leaves it alone."""
         control = self._control
+        if control.rest.is_set():
+            log.info("restarting: the session of %s waits for the next keeper", self._mounted.directory)
+            with trio.CancelScope(shield=True):
+                self._servers.kill()
+                await self._mover.goodbye()
+            return
         if not (self._undo or control.stop.is_set()):
             why = "by order" if control.retire.is_set() else "without an order"
             log.warning("this keeper ends %s; the mount stays, its servers start another keeper", why)
             return
         control.state = "stopping"
         with trio.CancelScope(shield=True):
-            if not control.session_gone.is_set():
+            async with self._supervision.stopping(f"unmounting {self._mounted.directory}"):
+                if not control.session_gone.is_set():
+                    await trio.to_thread.run_sync(_take_away, self._mounted)
+                    with trio.move_on_after(_STOP_S):
+                        await self._servers.session_ended.wait()
+                self._servers.kill()
                 await trio.to_thread.run_sync(_take_away, self._mounted)
-                with trio.move_on_after(_STOP_S):
-                    await self._servers.session_ended.wait()
-            self._servers.kill()
-            await trio.to_thread.run_sync(_take_away, self._mounted)
-            self._gone = True
+                self._gone = True
         log.info("%s is unmounted", self._mounted.directory)
 
     async def _part(self) -> None:
@@ -264,7 +306,8 @@ class Keeper:
             return
         with trio.CancelScope(shield=True):
             if self._control.drains:
-                await self._drain()
+                async with self._supervision.stopping("uploading what is left"):
+                    await self._drain()
             await self._mover.goodbye()
 
     async def _drain(self) -> None:
@@ -317,28 +360,49 @@ async def _main(fds: Sequence[int]) -> int:
     if "adopt" in start.body:
         return await _adopt(start, channel)
     settings = MountSettings.from_json(start.body["settings"])
-    foreground = bool(start.body.get("foreground"))
-    keeper = Keeper(settings, secrets_fd=start.fds[0] if start.fds else None)
+    secrets_fd = start.fds[0] if start.fds else None
+    if start.body.get("foreground"):
+        return await _in_foreground(settings, secrets_fd)
+    keeper = Keeper(settings, secrets_fd=secrets_fd)
     try:
-        await keeper.run(None if foreground else channel)
+        await keeper.run(channel)
     except (MountkitError, BaseExceptionGroup) as exc:
         error = errors.named(exc)
         if error is None:
             raise
-        if foreground:
-            print(errors.two_lines(error), file=sys.stderr)  # noqa: T201
-        else:
-            try:
-                await channel.send({"error": error.to_json()})
-            except ChannelClosed:
-                log.error("%s", error)  # nobody is left to tell
+        try:
+            await channel.send({"error": error.to_json()})
+        except ChannelClosed:
+            log.error("%s", error)  # nobody is left to tell
         return error.exit_code
+    return UploadsLeft.exit_code if keeper.uploads_left else 0
+
+
+async def _in_foreground(settings: MountSettings, secrets_fd: int | None) -> int:
+    """The exit code. A session that systemd kept is gone on with; one that does not fit is ended, and we start anew."""
+    supervision = Supervision.from_environment()
+    try:
+        kept = supervision.take_session(settings)
+    except MountError as exc:
+        return supervision.starts_anew(exc)
+    keeper = Keeper(settings, secrets_fd=secrets_fd, supervision=supervision)
+    try:
+        await (keeper.resume(kept) if kept else keeper.run(None))
+    except (MountkitError, BaseExceptionGroup) as exc:
+        error = errors.named(exc)
+        if error is None:
+            raise
+        if kept:
+            kept.abandon()
+            return supervision.starts_anew(error)
+        print(errors.two_lines(error), file=sys.stderr)  # noqa: T201
+        return supervision.failed(error)
     return UploadsLeft.exit_code if keeper.uploads_left else 0
 
 
 async def _adopt(start: Message, channel: Channel) -> int:
     settings = MountSettings.from_json(start.body["adopt"]["settings"])
-    keeper = Keeper(settings, secrets_fd=start.fds[3] if len(start.fds) > 3 else None)
+    keeper = Keeper(settings, secrets_fd=start.fds[4] if len(start.fds) > 4 else None)
     try:
         await keeper.adopt(start, channel)
     except (MountkitError, BaseExceptionGroup) as exc:

@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, INIT = 1, 2, 3, 14, 15, 18, 26
 INTERRUPT, BATCH_FORGET, READDIRPLUS = 36, 42, 44
+OPENDIR, READDIR, RELEASEDIR = 27, 28, 29
 UNIQUE_RESEND = 1 << 63
 """Set in `unique` of a request the kernel hands out a second time (Linux 6.9)."""
 
 NOTIFY_INVAL_ENTRY, NOTIFY_RESEND = 3, 7
-FOPEN_KEEP_CACHE, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH = 1 << 1, 1 << 5, 1 << 7
+FOPEN_KEEP_CACHE, FOPEN_CACHE_DIR, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH = 1 << 1, 1 << 3, 1 << 5, 1 << 7
+READDIRPLUS_AUTO = 1 << 14
+"""The kernel asks for attributes with the names only where somebody wants them."""
 HANDLE_KILLPRIV_V2, INIT_EXT = 1 << 28, 1 << 30
 PASSTHROUGH_FLAG2 = 1 << 5  # FUSE_PASSTHROUGH is bit 37 of the 64 flags
 MAX_STACK_DEPTH = 2
@@ -111,6 +114,12 @@ def directory_entry(name: bytes, cookie: int, values: Attributes, timeout_s: flo
     return _ENTRY.pack(values.inode, 0, s, s, ns, ns) + _ATTR.pack(*_attr(values)) + dirent
 
 
+def directory_name(name: bytes, cookie: int, inode: int, kind: int) -> bytes:
+    """One record of a READDIR answer; `kind` as in the upper bits of a mode."""
+    length = len(name)
+    return _DIRENT.pack(inode, cookie, length, kind) + name + b"\0" * (-length & 7)
+
+
 def read_request(buffer: bytes | bytearray | memoryview) -> tuple[int, int]:
     """(offset, size) of a READ or READDIRPLUS request."""
     _handle, offset, size, _flags = _READ_IN.unpack_from(buffer, IN_HEADER.size)
@@ -134,8 +143,11 @@ def kernel_offers_passthrough(init_request: bytes) -> bool:
     return bool(flags & INIT_EXT and flags2 & PASSTHROUGH_FLAG2)
 
 
-def patched_init_reply(reply: bytes, *, passthrough: bool, writable: bool = False) -> bytes:
-    """libfuse's answer to INIT with what it cannot say: more requests in the background, and passthrough.
+def patched_init_reply(
+    reply: bytes, *, passthrough: bool, plain_readdir: bool = False, writable: bool = False
+) -> bytes:
+    """libfuse's answer to INIT with what it cannot say: more requests in the background, passthrough, and
+    `plain_readdir`, that names may be asked for without attributes.
 
     A writable mount promises to clear set-user-id bits itself (it is mounted nosuid): else the kernel asks for
     `security.capability` before every single write, also in passthrough.
@@ -143,6 +155,8 @@ def patched_init_reply(reply: bytes, *, passthrough: bool, writable: bool = Fals
     patched = bytearray(reply)
     fields = list(_INIT_OUT.unpack_from(patched, OUT_HEADER.size))
     fields[4], fields[5] = 64, 48  # max_background, congestion_threshold
+    if plain_readdir:
+        fields[3] |= READDIRPLUS_AUTO
     if writable:
         fields[3] |= HANDLE_KILLPRIV_V2
     if passthrough:

@@ -1,5 +1,6 @@
 """The keeper's side of the mover: starts it, or uses the one that serves the same state already; starts it anew when
-it dies. Several keepers may share one mover; whichever notices first starts the next, a lock decides.
+it dies. Several keepers may share one mover; whichever notices first starts the next, a lock decides. Where the catalog
+lies (on its disk, or in memory while that does not work) is the running mover's word: its keepers follow.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any
 
 import trio
 
-from mountkit import errors, ipc, processes
+from mountkit import errors, ipc, places, processes
 from mountkit.config import MountSettings
-from mountkit.errors import MountkitError, StoreUnavailable
-from mountkit.ipc import Channel, ChannelClosed
+from mountkit.errors import HostError, MountkitError, StoreUnavailable
+from mountkit.ipc import Channel, ChannelClosed, Message
 from mountkit.serve.mover_link import MoverLink
+from mountkit.serve.state import StateDirectory
 
 log = logging.getLogger(__name__)
 MOVER_MODULE = "mountkit.mover.process"
@@ -23,21 +25,24 @@ _START_S = 15.0
 _STATUS_S = 1.0
 _GOODBYE_S = 3.0
 _LINKED_S = 1.0
+_MEND_S, _MEND_MOST_S = 3.0, 300.0
+"""How often a cache disk that failed is tried again; twice as long after each time that it failed again at once."""
 
 
 class MoverHost:
     """Keeps a mover running. `link` is the keeper's connection to it."""
 
     def __init__(
-        self, settings: MountSettings, socket_path: str, state_fd: int, secrets_fd: int | None, region: str = ""
+        self, settings: MountSettings, state: StateDirectory, secrets_fd: int | None, region: str = ""
     ) -> None:
         """`region`: the bucket's, where it was found before; then a mover starts also while the bucket is away."""
-        self.socket_path = socket_path
-        self.link = MoverLink(socket_path, hello={"op": "hello", "role": "keeper", "pid": os.getpid()})
+        self.socket_path = places.mover_socket(state.path)
+        hello = {"op": "hello", "role": "keeper", "pid": os.getpid()}
+        self.link = MoverLink(self.socket_path, hello, on_place=self._follow)
         self.pid = 0
         self.region = region
         self.restarts = 0
-        self._settings, self._state_fd, self._secrets_fd = settings, state_fd, secrets_fd
+        self._settings, self._state, self._secrets_fd = settings, state, secrets_fd
         self._last_error = ""
         self._leaving = self._replacing = False
 
@@ -50,6 +55,7 @@ class MoverHost:
             await nursery.start(self.link.run)
             if check:
                 await self._begin_checked()
+            nursery.start_soon(self._mend)
             task_status.started()
             lost = self.link.lost if check else None
             while True:
@@ -123,27 +129,49 @@ class MoverHost:
                     self._last_error = ""
                     return self.link.lost
             except MountkitError as exc:
-                self._last_error = f"the mover does not start: {exc}"
-                log.error("%s", self._last_error)
+                problem = f"the mover does not start: {exc}"
+                if problem != self._last_error:
+                    log.error("%s", problem)
+                self._last_error = problem
             delay = min(2.0, delay + 0.2)
             await trio.sleep(delay)
 
     async def _start(self, *, check: bool) -> bool:
-        """Starts a mover; False if another one had the state directory already. Raises what keeps it from starting."""
+        """Starts a mover; False if another one had the state directory already. Raises what keeps it from starting.
+
+        Where the disk does not take the catalog the mover has it in memory.
+        """
+        self._state.renew()
+        answer = await self._spawned(check=check)
+        if "unusable" in answer and not self._state.trouble:
+            self._state.stand_in(str(answer["unusable"]))
+            answer = await self._spawned(check=check)
+        if "unusable" in answer:
+            raise HostError(f"there is no place for the catalog: {answer['unusable']}", "free some memory or disk")
+        if "error" in answer:
+            raise errors.from_json(answer["error"])
+        if answer.get("taken"):
+            return False
+        self._note(answer)
+        return True
+
+    async def _spawned(self, *, check: bool) -> dict[str, Any]:
+        """What a mover that was just started says of itself. Raises MountkitError if it says nothing."""
         process, fd = processes.spawn(MOVER_MODULE)
         channel = Channel.from_fd(fd)
         processes.reap_later(process.pid)
-        fds = [self._state_fd] if self._secrets_fd is None else [self._state_fd, self._secrets_fd]
+        fds = [self._state.fd, self._state.catalog_fd, *([] if self._secrets_fd is None else [self._secrets_fd])]
         try:
             body = {
                 "settings": self._settings.to_json(),
                 "socket": self.socket_path,
                 "check": check,
                 "region": self.region,
+                "stand_in": self._state.trouble,
             }
             with trio.fail_after(_START_S):
                 await channel.send(body, fds=fds)
-                answer = (await channel.receive()).body
+                return (await channel.receive()).body
         except ChannelClosed:
             raise MountkitError("the mover ended at its start", "its log may say why") from None
         except trio.TooSlowError:
@@ -154,12 +182,28 @@ class MoverHost:
             raise
         finally:
             channel.close()
-        if "error" in answer:
-            raise errors.from_json(answer["error"])
-        if answer.get("taken"):
-            return False
-        self._note(answer)
-        return True
+
+    def _follow(self, place: Message) -> None:
+        self.pid = int(place.body["pid"])
+        self._state.take(place)
+
+    async def _mend(self) -> None:
+        """Brings the catalog back to its disk once that works again. For ever."""
+        pause, home_since = _MEND_S, -_MEND_MOST_S
+        while True:
+            await trio.sleep(pause)
+            if not self._state.trouble:
+                if trio.current_time() - home_since > _MEND_MOST_S:
+                    pause = _MEND_S
+                continue
+            if not await trio.to_thread.run_sync(self._state.works_at_home, abandon_on_cancel=True):
+                continue
+            pause = _MEND_S if trio.current_time() - home_since > _MEND_MOST_S else min(_MEND_MOST_S, 2 * pause)
+            home_since = trio.current_time()
+            self._state.renew()
+            self._state.go_home()
+            with contextlib.suppress(MountkitError):
+                await self.replace()  # what follows us is the next mover
 
     def _note(self, answer: dict[str, Any]) -> None:
         self.pid, self.region = int(answer["pid"]), str(answer["region"])

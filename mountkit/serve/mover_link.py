@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -23,8 +24,17 @@ _OPENED_S = 0.01
 class MoverLink:
     """Connects when first used, again whenever the connection broke. One task must run `run`."""
 
-    def __init__(self, socket_path: str, hello: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        socket_path: str,
+        hello: dict[str, Any] | None = None,
+        *,
+        on_place: Callable[[Message], None] | None = None,
+    ) -> None:
+        """`on_place` is called for every connection, before anything is asked over it: where this mover has catalog
+        and cache. It closes the message's descriptors."""
         self._path = socket_path
+        self._on_place = on_place
         self._hello = hello
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[trio.Event, list[Message | None]]] = {}
@@ -33,6 +43,7 @@ class MoverLink:
         self.lost = trio.Event()
         """Set when a connection breaks; a new event takes its place."""
         self._opened: list[int] = []
+        self._entered: list[int] = []
         self._somebody_opened = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -52,6 +63,9 @@ class MoverLink:
             try:
                 if self._hello:
                     await channel.send(self._hello)
+                if self._on_place:
+                    await channel.send({"op": "place", "id": 0})
+                    self._on_place(await channel.receive())
                 self._channel = channel
                 self._connected.set()
                 while True:
@@ -127,10 +141,19 @@ class MoverLink:
         self._opened.append(object_id)
         self._somebody_opened.set()
 
+    def note_entered(self, directory_id: int) -> None:
+        """Has the mover told, in a moment and with others, that somebody begins to read this directory."""
+        self._entered.append(directory_id)
+        self._somebody_opened.set()
+
     async def _tell_opened(self) -> None:
         while True:
             await self._somebody_opened.wait()
             await trio.sleep(_OPENED_S)
             self._somebody_opened = trio.Event()
             opened, self._opened = self._opened, []
-            await self.tell("opened", objects=opened)
+            entered, self._entered = self._entered, []
+            if opened:
+                await self.tell("opened", objects=opened)
+            if entered:
+                await self.tell("entered", directories=entered)

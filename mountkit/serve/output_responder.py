@@ -21,7 +21,7 @@ from mountkit.serve.input_fs import ROOT, DirectoryEntry, FileSystemError, Input
 from mountkit.serve.output_fs import Done, OutputFileSystem
 from mountkit.serve.output_names import MustAsk, Place
 from mountkit.serve.responder import Responder
-from mountkit.serve.shared import BackingTableFull, SharedMemory
+from mountkit.serve.shared import AnotherFileIsOpen, BackingTableFull, SharedMemory
 from mountkit.serve.wire import RawHandler, Wire
 from mountkit.staging.tree import NODE_BIT, Node
 
@@ -87,6 +87,8 @@ class OutputResponder(Responder):
         mine = {opcode: self._guarded(operation) for opcode, operation in answered.items()}
         refusals = {opcode: self._refusal(number) for opcode, number in refused.items()}
         self._all_handlers = super().handlers() | mine | refusals
+        # Names are always told with their attributes here: both come from the overlay.
+        del self._all_handlers[messages.READDIR]
         return self._all_handlers
 
     def do_again(self) -> None:
@@ -263,7 +265,11 @@ class OutputResponder(Responder):
         assert node.file is not None
         fd = self._out.staging.descriptor(node.file)
         try:
-            backing_id = self._shared.acquire_backing(node.inode, lambda: session.open_backing(self._wire.kernel, fd))
+            backing_id = self._shared.acquire_backing(
+                node.inode, node.file, lambda: session.open_backing(self._wire.kernel, fd)
+            )
+        except AnotherFileIsOpen:
+            raise FileSystemError(errno.ESTALE) from None  # the kernel looks the name up once more
         except BackingTableFull:
             raise FileSystemError(errno.ENFILE) from None
         self._count.passthrough_opens += 1
@@ -358,7 +364,10 @@ class OutputResponder(Responder):
             assert directory is not None
             return self._out.names.entries(directory, handle, cookie)
 
-        self._ask(unique, pid, page, lambda entries: self._send_entries(unique, size, entries))
+        def answer(entries: list[DirectoryEntry]) -> None:
+            self._send_records(unique, size, (messages.directory_entry(*each) for each in entries))
+
+        self._ask(unique, pid, page, answer)
 
     # ---- inside --------------------------------------------------------------------------------------------
     def _ask(self, unique: int, pid: int, question: Callable[[], T], answer: Callable[[T], object]) -> None:
@@ -412,9 +421,9 @@ class OutputResponder(Responder):
 
         return refuse
 
-    def _fail(self, unique: int, exc: Exception) -> None:
+    def _fail(self, unique: int, exc: Exception, what: Callable[..., object]) -> None:
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             exc = FileSystemError(exc.errno)
         elif isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
             exc = FileSystemError(errno.ENOSPC)
-        super()._fail(unique, exc)
+        super()._fail(unique, exc, what)

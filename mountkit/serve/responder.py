@@ -1,4 +1,4 @@
-"""The hot operations, answered raw on the wire: LOOKUP, GETATTR, OPEN, READ, READDIRPLUS, RELEASE, FORGET.
+"""The hot operations, answered raw on the wire: LOOKUP, GETATTR, OPEN, READ, RELEASE, FORGET, and those on directories.
 
 What is on this machine is answered in the same turn (no task, no socket pair, no libfuse: half the cost of the same
 answer through pyfuse3); what has to wait gets a task with a budget. OPEN must be answered here in any case: pyfuse3
@@ -11,20 +11,25 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+import stat
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
 from mountkit.cache.checked import Missing
-from mountkit.catalog.values import SEALED_BIT
+from mountkit.cache.reader import SealedFile
+from mountkit.catalog.values import SEALED_BIT, Kind
+from mountkit.catalog.values import DirectoryEntry as NamedEntry
 from mountkit.serve import messages, session
-from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem
-from mountkit.serve.shared import IN_FLIGHT_PLACES, BackingTableFull, SharedMemory
+from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem, NotNow
+from mountkit.serve.shared import IN_FLIGHT_PLACES, AnotherFileIsOpen, BackingTableFull, SharedMemory
 from mountkit.serve.wire import RawHandler, Wire
 
 log = logging.getLogger(__name__)
 _SIGKILL_BIT = 1 << 8
 _LISTINGS = 1024
+_NOTE_S = 1.0
+_KINDS = {Kind.FILE: stat.S_IFREG >> 12, Kind.DIRECTORY: stat.S_IFDIR >> 12}
 _PLAIN = messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH
 """A handle read through us: its pages stay (an inode is one version), and it has nothing to flush."""
 
@@ -36,10 +41,12 @@ class Responder:
         self._wire, self._files, self._shared, self._slot = wire, files, shared, slot
         self._places = list(range(IN_FLIGHT_PLACES - 1, 0, -1))
         self._count = files.counters
+        files.is_barred = shared.is_barred
         self._tasks: trio.Nursery | None = None
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}
         self._somebody_waits = trio.Event()
         self._listing_started: dict[int, float] = {}
+        self._noted_at = -_NOTE_S
 
     def handlers(self) -> dict[int, RawHandler]:
         answered = {
@@ -47,8 +54,11 @@ class Responder:
             messages.GETATTR: self._getattr,
             messages.OPEN: self._open,
             messages.READ: self._read,
-            messages.READDIRPLUS: self._readdirplus,
             messages.RELEASE: self._release,
+            messages.OPENDIR: self._opendir,
+            messages.READDIR: self._readdir,
+            messages.READDIRPLUS: self._readdirplus,
+            messages.RELEASEDIR: self._releasedir,
         }
         unanswered = (messages.FORGET, messages.BATCH_FORGET, messages.INTERRUPT)
         return {opcode: self._guarded(operation) for opcode, operation in answered.items()} | dict.fromkeys(
@@ -109,8 +119,10 @@ class Responder:
                 return False
             try:
                 backing_id = self._shared.acquire_backing(
-                    inode, lambda: session.open_backing(self._wire.kernel, sealed.fd)
+                    inode, _number_of(sealed), lambda: session.open_backing(self._wire.kernel, sealed.fd)
                 )
+            except AnotherFileIsOpen:
+                raise FileSystemError(errno.ESTALE) from None  # the next lookup answers the inode that is read by us
             except BackingTableFull:
                 raise FileSystemError(errno.ENFILE) from None
             except OSError as exc:
@@ -159,27 +171,61 @@ class Responder:
             self._count.misses += isinstance(data, Missing)
             self._start(unique, pid, wait)
 
+    def _opendir(self, unique: int, inode: int, _pid: int, _length: int) -> None:
+        # The kernel keeps the names it reads, so that most readdirs never reach us.
+        kept = self._files.open_directory(inode)
+        flags = messages.FOPEN_CACHE_DIR | (messages.FOPEN_KEEP_CACHE if kept else 0)
+        self._wire.send(messages.opened(unique, inode, flags))
+
+    def _releasedir(self, unique: int, _inode: int, _pid: int, _length: int) -> None:
+        self._wire.send(messages.failed(unique, 0))
+
+    def _readdir(self, unique: int, inode: int, pid: int, _length: int) -> None:
+        cookie, size = messages.read_request(self._wire.buffer)
+        fresh_after = self._begun(inode, cookie)
+
+        def answer(entries: list[NamedEntry]) -> None:
+            name = messages.directory_name
+            self._send_records(unique, size, (name(e.name, e.cookie, e.inode, _KINDS[e.kind]) for e in entries))
+
+        async def wait() -> None:
+            answer(await self._files.names(inode, cookie, fresh_after=fresh_after))
+
+        entries = self._files.names_now(inode, cookie, fresh_after=fresh_after)
+        if entries is not None:
+            answer(entries)
+        else:
+            self._start(unique, pid, wait)
+
     def _readdirplus(self, unique: int, inode: int, pid: int, _length: int) -> None:
         cookie, size = messages.read_request(self._wire.buffer)
+        fresh_after = self._begun(inode, cookie)
+
+        def answer(entries: list[DirectoryEntry]) -> None:
+            entry = messages.directory_entry
+            self._send_records(unique, size, (entry(*e) for e in entries))
+
+        async def wait() -> None:
+            answer(await self._files.entries(inode, cookie, fresh_after=fresh_after))
+
+        entries = self._files.entries_now(inode, cookie, fresh_after=fresh_after)
+        if entries is not None:
+            answer(entries)
+        else:
+            self._start(unique, pid, wait)
+
+    def _begun(self, inode: int, cookie: int) -> float:
+        """How fresh the listing must be for the readdir of this directory that goes on at `cookie`."""
         if cookie == 0 or inode not in self._listing_started:
             self._listing_started[inode] = self._files.fresh_after()
             if len(self._listing_started) > _LISTINGS:
                 del self._listing_started[next(iter(self._listing_started))]
-        fresh_after = self._listing_started[inode]
+        return min(self._listing_started[inode], self._files.fresh_after())  # the clock may have been set back
 
-        async def wait() -> None:
-            self._send_entries(unique, size, await self._files.entries(inode, cookie, fresh_after=fresh_after))
-
-        entries = self._files.entries_now(inode, cookie, fresh_after=fresh_after)
-        if entries is not None:
-            self._send_entries(unique, size, entries)
-        else:
-            self._start(unique, pid, wait)
-
-    def _send_entries(self, unique: int, size: int, entries: list[DirectoryEntry]) -> None:
+    def _send_records(self, unique: int, size: int, records: Iterable[bytes]) -> None:
+        """As many as fit: the kernel asks again for what comes after the last one."""
         pieces, room = [], size
-        for e in entries:
-            record = messages.directory_entry(e.name, e.cookie, e.attributes, e.timeout_s)
+        for record in records:
             room -= len(record)
             if room < 0:
                 break
@@ -195,12 +241,21 @@ class Responder:
             self._count.requests += 1
             try:
                 operation(unique, inode, pid, length)
+            except NotNow:
+                request = bytes(memoryview(self._wire.buffer)[:length])
+
+                async def again() -> None:
+                    # The request lies in the buffer again while the operation is begun, and not longer.
+                    self._wire.buffer[: len(request)] = request
+                    operation(unique, inode, pid, length)
+
+                self._start(unique, pid, again)
             except Exception as exc:
-                self._fail(unique, exc)
+                self._fail(unique, exc, operation)
 
         return handler
 
-    def _fail(self, unique: int, exc: Exception) -> None:
+    def _fail(self, unique: int, exc: Exception, what: Callable[..., object]) -> None:
         number = errno.EIO
         if isinstance(exc, FileSystemError):
             number = exc.errno
@@ -208,7 +263,16 @@ class Responder:
             log.error("a request failed in a way nobody foresaw", exc_info=exc)
         if number not in (errno.ENOENT, errno.ESTALE):
             self._count.errors += 1
+            self._note_failure(number, exc, what)
         self._wire.send(messages.failed(unique, number))
+
+    def _note_failure(self, number: int, exc: Exception, what: Callable[..., object]) -> None:
+        """Says in the log why somebody got an error, at most once a second: a dead bucket fails thousands."""
+        now = trio.current_time()
+        if now - self._noted_at >= _NOTE_S:
+            self._noted_at = now
+            name = what.__qualname__.split(".")[1].strip("_")
+            log.info("a %s was answered with %s: %s", name, errno.errorcode.get(number, number), exc.__cause__ or exc)
 
     def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
         assert self._tasks is not None
@@ -221,11 +285,12 @@ class Responder:
             self._waiting[unique] = pid, scope
             self._somebody_waits.set()
             try:
-                await wait()
+                await self._files.patiently(wait)
             except Exception as exc:
-                self._fail(unique, exc)
+                self._fail(unique, exc, wait)
             finally:
-                self._waiting.pop(unique, None)
+                if self._waiting.get(unique, (0, None))[1] is scope:  # an operation begun again may wait by now
+                    del self._waiting[unique]
         if scope.cancelled_caught:
             self._wire.send(messages.failed(unique, errno.EINTR))
         if place:
@@ -245,6 +310,11 @@ class Responder:
 
     def _close_backing(self, backing_id: int) -> None:
         session.close_backing(self._wire.kernel, backing_id)
+
+
+def _number_of(sealed: SealedFile) -> int:
+    """A number for this very file in this very state."""
+    return hash(sealed.stamp[:4]) & 0xFFFFFFFFFFFFFFFF or 1
 
 
 def _is_dying(pid: int) -> bool:

@@ -19,7 +19,7 @@ from mountkit import logs, processes
 from mountkit.cache.reader import CacheReader
 from mountkit.catalog.view import CatalogView
 from mountkit.config import MountSettings
-from mountkit.ipc import Channel, ChannelClosed
+from mountkit.ipc import Channel, ChannelClosed, Message
 from mountkit.serve import fuse, session, succession
 from mountkit.serve.input_fs import InputFileSystem, Presentation
 from mountkit.serve.mover_link import MoverLink
@@ -28,12 +28,19 @@ from mountkit.serve.output_upkeep import Upkeep
 from mountkit.serve.outputs import open_outputs
 from mountkit.serve.responder import Responder
 from mountkit.serve.server_pool import MISMATCH
-from mountkit.serve.shared import SharedMemory
+from mountkit.serve.shared import ServerCounters, SharedMemory
+from mountkit.serve.state import adopt_directory
+from mountkit.serve.tracing import Tracing
 from mountkit.serve.wire import InitMismatch, Wire
 
 log = logging.getLogger(__name__)
 SESSION_ENDED = 0
 _DROP_DELETED_S = 30.0
+_MEASURE_S = 5.0
+
+
+class TrialPassed(Exception):
+    """This server could join the session. It was only asked that, and has read nothing from the kernel."""
 
 
 async def _main(channel_fd: int) -> int:
@@ -42,10 +49,10 @@ async def _main(channel_fd: int) -> int:
         start = await channel.receive()
     except ChannelClosed:
         return SESSION_ENDED
-    fuse_fd, shared_fd, state_fd, *_secrets = start.fds  # the credentials are only kept for the next keeper
+    fuse_fd, shared_fd, state_fd, catalog_fd, *_secrets = start.fds  # credentials are only kept for the next keeper
     body = start.body
     settings = MountSettings.from_json(body["settings"])
-    logs.to_state_directory(state_fd)
+    logs.to_state_directory(catalog_fd)
     shared = SharedMemory(shared_fd)
     slot = int(body["slot"])
     counters = shared.counters(slot)
@@ -53,6 +60,8 @@ async def _main(channel_fd: int) -> int:
     shape: list[int] = []
 
     def on_ready(negotiated: tuple[int, ...]) -> None:
+        if body.get("trial"):
+            raise TrialPassed
         shape.extend(negotiated)
         ready.set()
 
@@ -82,15 +91,21 @@ async def _main(channel_fd: int) -> int:
         settings.gid,
         settings.umask,
         settings.ttl_s,
-        body["passthrough"],
+        body["passthrough"] and not body["stand_in"],  # a disk that fails is read through us, who can go around it
         settings.data_budget_s,
         settings.metadata_budget_s,
         writable=settings.outputs is not None,
     )
-    mover = MoverLink(body["mover_socket"])
-    cache = CacheReader.open(state_fd)
-    view = CatalogView.open(state_fd)
-    files = InputFileSystem(view, cache, mover, show, counters)
+    view, cache = CatalogView.open(catalog_fd), CacheReader.open(state_fd)
+    files: InputFileSystem
+
+    def follow(place: Message) -> None:
+        _move(place, state_fd, catalog_fd, cache, view)
+        body["stand_in"] = place.body["stand_in"]
+        files.show_sealed(body["passthrough"] and not body["stand_in"])
+
+    mover = MoverLink(body["mover_socket"], on_place=follow)
+    files = InputFileSystem(view, cache, mover, show, counters, tracing=Tracing(state_fd))
     responder = Responder(wire, files, shared, slot)
     upkeep: Upkeep | None = None
     if settings.outputs is not None:
@@ -116,13 +131,9 @@ async def _main(channel_fd: int) -> int:
         with contextlib.suppress(ChannelClosed):
             await channel.send({"ready": True, "shape": shape})
 
-    async def drop_deleted() -> None:
-        while True:
-            await trio.sleep(_DROP_DELETED_S)
-            cache.drop_deleted()
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(drop_deleted)
+        nursery.start_soon(_drop_deleted, cache)
+        nursery.start_soon(_measure, shared, slot, counters)
         nursery.start_soon(files.voice_doubts)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
@@ -142,8 +153,32 @@ async def _main(channel_fd: int) -> int:
     return SESSION_ENDED
 
 
-def _mismatch(group: BaseExceptionGroup[Any]) -> bool:
-    found, _ = group.split(InitMismatch)
+def _move(place: Message, state_fd: int, catalog_fd: int, cache: CacheReader, view: CatalogView) -> None:
+    """Reads where this mover writes; our descriptors, which the next keeper will get, lead there, too."""
+    if adopt_directory(place.fds[0], state_fd):
+        cache.move(state_fd)
+    if adopt_directory(place.fds[1], catalog_fd):
+        view.move(catalog_fd)
+        logs.to_state_directory(catalog_fd)
+    for fd in place.fds:
+        os.close(fd)
+
+
+async def _drop_deleted(cache: CacheReader) -> None:
+    while True:
+        await trio.sleep(_DROP_DELETED_S)
+        cache.drop_deleted()
+
+
+async def _measure(shared: SharedMemory, slot: int, counters: ServerCounters) -> None:
+    while True:
+        counters.pss_bytes = processes.pss_bytes()
+        shared.store_counters(slot, counters)
+        await trio.sleep(_MEASURE_S)
+
+
+def _holds(group: BaseExceptionGroup[Any], kind: type[Exception]) -> bool:
+    found, _ = group.split(kind)
     return found is not None
 
 
@@ -155,7 +190,9 @@ def main() -> None:
     try:
         sys.exit(trio.run(_main, int(sys.argv[1])))
     except BaseExceptionGroup as group:
-        if _mismatch(group):
+        if _holds(group, TrialPassed):
+            sys.exit(0)
+        if _holds(group, InitMismatch):
             log.error("this server's libfuse does not fit the session: %s", group)
             sys.exit(MISMATCH)
         raise

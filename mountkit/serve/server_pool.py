@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -51,11 +52,11 @@ class _Server:
 class ServerPool:
     """`count` slots. `session_ended` is set when a server says the kernel ended the session."""
 
-    def __init__(self, count: int, fds: list[int]) -> None:
-        """`fds`: shared memory and state directory, which every server gets besides the FUSE descriptor."""
+    def __init__(self, count: int, inherited: Callable[[], tuple[dict[str, Any], list[int]]]) -> None:
+        """`inherited`: words and descriptors that a server gets besides the session, as they are now."""
         self.session_ended = trio.Event()
         self.restarts = 0
-        self._count, self._fds = count, fds
+        self._count, self._inherited = count, inherited
         self._servers: dict[int, _Server] = {}
         self._spare: dict[int, _Server] = {}
         """Started to take the place of a server that is ended by order."""
@@ -65,25 +66,55 @@ class ServerPool:
         self._unfit: dict[int, str] = {}
         self._shape: list[int] | None = None
         self._stopping = False
+        self._replacing = trio.Lock()
 
     def prestart(self) -> None:
         """Starts the processes, which import and wait for the `serve` message."""
         for slot in range(self._count):
             self._servers[slot] = self._spawn()
 
+    @property
+    def shape(self) -> list[int]:
+        """What the servers of this session have negotiated."""
+        return self._shape or []
+
     def pids(self) -> list[int]:
         return [server.watched.pid for _, server in sorted(self._servers.items())]
 
     async def replace_all(self) -> None:
-        """Puts a new process into every slot, one after the other; readers go on. Raises MountError if one does not."""
-        for slot in range(self._count):
-            spare = self._spare[slot] = self._spawn()  # it imports while the old one still serves
-            await trio.sleep(_IMPORT_S)
-            self._servers[slot].watched.kill()
-            with trio.move_on_after(_READY_S):
-                await spare.up.wait()
-                continue
-            raise MountError(f"server {slot} was not replaced within {_READY_S:g} s", "the mount's log may say why")
+        """Puts a new process into every slot, one after the other; readers go on.
+
+        Raises MountError if one does not serve in time; before the first old one is ended, if none would.
+        """
+        async with self._replacing:
+            await self._prove_fit()
+            for slot in range(self._count):
+                spare = self._spare[slot] = self._spawn()  # it imports while the old one still serves
+                await trio.sleep(_IMPORT_S)
+                self._servers[slot].watched.kill()
+                with trio.move_on_after(_READY_S):
+                    await spare.up.wait()
+                    continue
+                raise MountError(f"server {slot} was not replaced within {_READY_S:g} s", "the mount's log may say why")
+
+    async def _prove_fit(self) -> None:
+        """Has a process negotiate as a server would, and end. Raises MountError if it cannot join this session."""
+        trial = self._spawn()
+        words, fds = self._inherited()
+        body = {**self._start, **words, "slot": 0, "first": False, "shape": self._shape, "trial": True}
+        code: int | None = None
+        try:
+            with trio.move_on_after(_READY_S), contextlib.suppress(ChannelClosed):
+                await trial.channel.send(body, fds=[self._fuse_fd, *fds])
+                code = await trial.watched.wait()
+        finally:
+            trial.watched.kill()
+            trial.watched.close()
+            trial.channel.close()
+        if code == MISMATCH:
+            raise MountError("the libfuse that is installed now does not fit this mount", "unmount it and mount again")
+        if code != 0:
+            raise MountError("a server of the version that is installed now does not start", "the mount's log says why")
 
     def kill(self) -> None:
         """Ends all servers at once; they have nothing to lose."""
@@ -107,7 +138,7 @@ class ServerPool:
             self._shape = list(adopted["shape"])
         async with trio.open_nursery() as nursery:
             if adopted is not None:
-                await self._await_joins()
+                await self._await_joins(0.0 if adopted.get("servers_gone") else _JOIN_S)
             else:
                 await self._begin(0, first=True)
             async with trio.open_nursery() as starting:
@@ -151,11 +182,11 @@ class ServerPool:
         server.channel.close()
         self._hand_out_again(slot)
 
-    async def _await_joins(self) -> None:
-        with trio.move_on_after(_JOIN_S):
+    async def _await_joins(self, patience_s: float = _JOIN_S) -> None:
+        with trio.move_on_after(patience_s):
             await self._all_joined.wait()
         self._joining_is_over = True
-        self._servers = dict(self._joined)
+        self._servers |= self._joined
 
     def troubles(self) -> list[str]:
         """What `status` has to say about servers that cannot serve."""
@@ -168,10 +199,11 @@ class ServerPool:
     async def _begin(self, slot: int, *, first: bool = False) -> None:
         """Sends the `serve` message and waits until the server has negotiated."""
         server = self._servers[slot]
-        body = {**self._start, "slot": slot, "first": first, "shape": self._shape}
+        words, fds = self._inherited()
+        body = {**self._start, **words, "slot": slot, "first": first, "shape": self._shape}
         with trio.move_on_after(_READY_S):
             try:
-                await server.channel.send(body, fds=[self._fuse_fd, *self._fds])
+                await server.channel.send(body, fds=[self._fuse_fd, *fds])
                 answer = await server.channel.receive()
             except ChannelClosed:
                 if self._shape is None:

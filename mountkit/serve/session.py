@@ -40,7 +40,14 @@ class Session:
 
 
 def check_host(*, allow_other: bool) -> None:
-    """Raises HostError if this machine cannot mount FUSE file systems, saying what it lacks."""
+    """Raises HostError if this machine cannot mount our FUSE file systems, saying what it lacks."""
+    check_device(allow_other=allow_other)
+    if not shutil.which("fusermount3"):
+        raise HostError("fusermount3 is not installed", "install it: `apt-get install fuse3` (or your system's fuse3)")
+
+
+def check_device(*, allow_other: bool) -> None:
+    """Raises HostError if this user may mount no FUSE file system at all."""
     if not os.path.exists("/dev/fuse"):
         raise HostError(
             "there is no /dev/fuse on this machine",
@@ -48,8 +55,6 @@ def check_host(*, allow_other: bool) -> None:
         )
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise HostError("you may not use /dev/fuse on this machine", "ask the administrator for `chmod 666 /dev/fuse`")
-    if not shutil.which("fusermount3"):
-        raise HostError("fusermount3 is not installed", "install it: `apt-get install fuse3` (or your system's fuse3)")
     if allow_other and os.getuid() != 0 and not _user_allow_other():
         raise HostError(
             "--allow-other is not permitted to ordinary users here",
@@ -65,18 +70,22 @@ def _user_allow_other() -> bool:
         return False
 
 
-def mount(directory: str, *, source: str, allow_other: bool, writable: bool = False) -> Session:
+def mount(
+    directory: str, *, source: str, allow_other: bool, executable: bool = True, writable: bool = False
+) -> Session:
     """Mounts at `directory` and takes the kernel's INIT request. Raises MountError."""
     options = [
         "rw" if writable else "ro",
         "nosuid",
         "nodev",
         "default_permissions",
-        f"fsname={_escape(source)}",
+        f"fsname={escape(source)}",
         "subtype=mountkit",
     ]
     if allow_other:
         options.append("allow_other")
+    if not executable:
+        options.append("noexec")
     ours, theirs = socket.socketpair()
     with ours, theirs:
         done = subprocess.run(
@@ -122,7 +131,7 @@ def device_of(directory: str) -> str:
     return found[-1]
 
 
-def _escape(source: str) -> str:
+def escape(source: str) -> str:
     return source.replace("\\", "\\\\").replace(",", "\\,")
 
 

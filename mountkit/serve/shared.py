@@ -9,7 +9,9 @@ Requests in hand. The server of a writable mount reads requests into this memory
 Linux 6.9 the next server does them again: nobody else has the bytes of a WRITE.
 
 Backing files. All opens of one inode in passthrough must name the same backing id (the kernel answers EIO otherwise),
-whichever server answers them, so the ids stand here with the number of opens that use them. The table is guarded by
+whichever server answers them, so the ids stand here with the number of opens that use them, and with which file it is:
+one that was spoilt, fetched again and sealed again is another file, which cannot be opened natively while somebody
+holds the old one; until then the inode is barred. The table is guarded by
 flock on a descriptor of each process's own: the kernel lets go of it when a holder dies. A server killed between its
 entry here and its answer leaves a count too high: one backing file stays open until the unmount, nothing worse.
 """
@@ -30,7 +32,7 @@ _SLOT_BYTES = 8192
 _PLACES_OFFSET = 192
 _TABLE_OFFSET = MAX_SERVERS * _SLOT_BYTES
 _BACKINGS = 1 << 16
-_BACKING = struct.Struct("<QiI")  # inode, backing id, opens
+_BACKING = struct.Struct("<QiIQ")  # inode, backing id, opens, which file (0: barred)
 _REQUEST_OFFSET = _TABLE_OFFSET + _BACKINGS * _BACKING.size
 _REQUEST_BYTES = (1 << 20) + 8192
 _WAITING_OFFSET = _REQUEST_OFFSET + _REQUEST_BYTES
@@ -54,6 +56,8 @@ class ServerCounters:
     misses: int = 0
     errors: int = 0
     resent: int = 0
+    pss_bytes: int = 0
+    """Memory of the server that has the slot now, of some seconds ago."""
 
     def __add__(self, other: ServerCounters) -> ServerCounters:
         return ServerCounters(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -61,6 +65,10 @@ class ServerCounters:
 
 _COUNTERS = struct.Struct(f"<{len(fields(ServerCounters))}Q")
 _UNIQUE = struct.Struct("<Q")
+
+
+class AnotherFileIsOpen(Exception):
+    """Somebody holds the inode open natively with a file that is no longer the sealed one."""
 
 
 class BackingTableFull(Exception):
@@ -147,19 +155,32 @@ class SharedMemory:
         finally:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
-    def acquire_backing(self, inode: int, open_backing: Callable[[], int]) -> int:
+    def acquire_backing(self, inode: int, file: int, open_backing: Callable[[], int]) -> int:
         """The backing id of `inode`, opened by `open_backing` if no handle uses one; one more open is counted.
 
-        Raises what `open_backing` raises, BackingTableFull.
+        `file` is a number for the file and its state, not 0. Raises what `open_backing` raises, BackingTableFull, and
+        AnotherFileIsOpen, which bars the inode until its last handle is closed.
         """
         with self._locked():
             position, found = self._find(inode)
+            backing_id, opens, there = -1, 0, file
             if found:
-                _, backing_id, opens = _BACKING.unpack_from(self._memory, position)
-            else:
-                backing_id, opens = open_backing(), 0
-            _BACKING.pack_into(self._memory, position, inode, backing_id, opens + 1)
+                _, backing_id, opens, there = _BACKING.unpack_from(self._memory, position)
+            if there != file:
+                _BACKING.pack_into(self._memory, position, inode, backing_id, opens, 0)
+                raise AnotherFileIsOpen
+            if not found:
+                backing_id = open_backing()
+            _BACKING.pack_into(self._memory, position, inode, backing_id, opens + 1, file)
             return int(backing_id)
+
+    def is_barred(self, inode: int) -> bool:
+        """Whether the inode must not be opened natively now. Without the lock: an answer of a moment ago will do."""
+        try:
+            position, found = self._find(inode)
+        except BackingTableFull:
+            return False
+        return found and not _BACKING.unpack_from(self._memory, position)[3]
 
     def release_backing(self, inode: int, close_backing: Callable[[int], None]) -> None:
         """One open fewer; the last one ends the backing id. An inode that is not there is passed over."""
@@ -167,9 +188,9 @@ class SharedMemory:
             position, found = self._find(inode)
             if not found:
                 return
-            _, backing_id, opens = _BACKING.unpack_from(self._memory, position)
+            _, backing_id, opens, file = _BACKING.unpack_from(self._memory, position)
             if opens > 1:
-                _BACKING.pack_into(self._memory, position, inode, backing_id, opens - 1)
+                _BACKING.pack_into(self._memory, position, inode, backing_id, opens - 1, file)
                 return
             self._remove(position)
             close_backing(backing_id)

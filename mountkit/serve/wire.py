@@ -169,7 +169,10 @@ class Wire:
                 self._answer_init(reply)
 
     def _answer_init(self, reply: bytes) -> None:
-        patched = messages.patched_init_reply(reply, passthrough=self._passthrough, writable=self._writable)
+        plain_readdir = messages.READDIR in self._handlers
+        patched = messages.patched_init_reply(
+            reply, passthrough=self._passthrough, plain_readdir=plain_readdir, writable=self._writable
+        )
         shape = messages.init_reply_shape(patched)
         if self._expected is not None and shape != self._expected:
             raise InitMismatch(f"libfuse negotiates {shape}, the session runs with {self._expected}")

@@ -192,6 +192,11 @@ def find_access(url: BucketURL) -> Access:
     bundle = session._session.get_config_variable("ca_bundle") or ""
     if bundle and not os.path.isfile(bundle):
         raise UsageError(f"the certificate file `{bundle}` cannot be read", "check AWS_CA_BUNDLE")
+    if bundle:
+        try:
+            ssl.create_default_context().load_verify_locations(cafile=bundle)
+        except OSError as exc:  # ssl.SSLError is one
+            raise UsageError(f"the certificate file `{bundle}` holds no certificate", "check AWS_CA_BUNDLE") from exc
     access = Access(url.bucket, region, bool(url.region), endpoint, custom, url.requester_pays, ca_bundle=bundle)
     return replace(access, proxy=_proxy_for(access.base))
 

@@ -352,7 +352,10 @@ def unreached(asked: Asked, exc: http.HTTPError | OSError) -> StoreError:
     if line:
         return BadAnswer(f"what answers at {where} does not speak HTTP", "check the endpoint and its port")
     reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else type(cause).__name__
-    return StoreUnavailable(f"the connection to {where} failed: {reason}", "check the endpoint and the network")
+    hint = "check the endpoint and the network"
+    if where.startswith("http://"):  # a TLS server that hangs up on plain words
+        hint += "; a server that speaks TLS needs https://"
+    return StoreUnavailable(f"the connection to {where} failed: {reason}", hint)
 
 
 def _tls_error(where: str, cause: ssl.SSLError) -> StoreError:

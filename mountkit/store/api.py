@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from mountkit.errors import StoreError
@@ -22,9 +23,10 @@ MAX_COPY_BYTES = 5 << 30
 MAX_DELETES = 1000
 """Keys in one `delete_objects`."""
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+
+class ObjectInfo(NamedTuple):
     """One version of one object, as a listing or a HEAD tells it."""
 
     key: bytes
@@ -35,11 +37,11 @@ class ObjectInfo:
     storage_class: str = "STANDARD"
     version_id: str = ""
     """Empty where the server did not say (listings never do) or the bucket has no versions."""
-    checksum: str = field(default="", compare=False)
+    checksum: str = ""
     """`crc32c:BASE64` where a write's answer confirmed one; of a multipart upload with `-N` at its end."""
-    content_type: str = field(default="", compare=False)
+    content_type: str = ""
     """Of a HEAD only, as is `metadata`."""
-    metadata: Mapping[str, str] = field(default_factory=dict, compare=False)
+    metadata: Mapping[str, str] = _NONE
     """User metadata: names in lower case, without `x-amz-meta-`."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -141,7 +140,7 @@ def answered_info(
 ) -> ObjectInfo:
     """`info` with the version the answer names, after the answer was found to be about it."""
     agree(info, normal_etag(etag, modified_ns, size), size)
-    return replace(info, version_id=version_id) if version_id and version_id != info.version_id else info
+    return info._replace(version_id=version_id) if version_id and version_id != info.version_id else info
 
 
 def plain_size(headers: Mapping[str, str], status: int, offset: int, length: int, size: int) -> int:

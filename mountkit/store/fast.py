@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import urllib.request
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import botocore.httpsession
 import obstore.store
+from obstore.exceptions import BaseError
 
+from mountkit.errors import StoreError
 from mountkit.store.access import Access, Wallet
 from mountkit.store.signed import USER_AGENT, Timeouts
 
@@ -38,13 +42,26 @@ def fast_store(access: Access, wallet: Wallet, timeouts: Timeouts) -> obstore.st
         "unsigned_payload": False,
         "imdsv1_fallback": False,
     }
-    return obstore.store.S3Store(
-        access.bucket,
-        config=config,
-        client_options=_client(access, timeouts),
-        retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
-        credential_provider=_provider(wallet) if wallet.signs else None,
-    )
+    options = _client(access, timeouts)
+
+    def made() -> obstore.store.S3Store:
+        return obstore.store.S3Store(
+            access.bucket,
+            config=config,
+            client_options=options,
+            retry_config={"max_retries": 0, "retry_timeout": timedelta(0)},
+            credential_provider=_provider(wallet) if wallet.signs else None,
+        )
+
+    try:
+        return made()
+    except BaseError:
+        # A machine without root certificates: refused also where no TLS is spoken.
+        options["root_certificate"] = Path(botocore.httpsession.where()).read_bytes()
+        try:
+            return made()
+        except BaseError as exc:
+            raise StoreError(f"no client can be made for {access.base}", "check AWS_CA_BUNDLE and the proxy") from exc
 
 
 def _client(access: Access, timeouts: Timeouts) -> ClientConfig:

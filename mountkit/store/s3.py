@@ -150,7 +150,7 @@ class S3Store(S3Writes):
         try:
             return listing.parse_page(body, request, self._plus)
         except listing.AmbiguousPlusError:
-            probe = self._listing(asked, listing.ListRequest(listing.PROBE_PREFIX, limit=1))
+            probe = self._listing(asked, listing.ListRequest(prefix + listing.PROBE_PREFIX, limit=1))
             self._plus = listing.parse_plus(probe)
             return listing.parse_page(body, request, self._plus)
         except BadAnswer:

@@ -43,7 +43,9 @@ def our_processes(base: Path) -> dict[int, str]:
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if any(word.startswith(("mountkit.serve.", "mountkit.mover.")) for word in line):
+        if line[:1] == ["s3fs"] or any(
+            word.startswith(("mountkit.serve.", "mountkit.mover.", "mountkit.s3fs")) for word in line
+        ):
             with contextlib.suppress(psutil.Error):
                 if str(base) in process.environ().get("PATH", "").split(":"):
                     found[process.pid] = " ".join(line)
@@ -107,7 +109,7 @@ class CommandLine:
     def run(self, *words: str, timeout: float = 60, environment: dict[str, str] | None = None) -> Result:
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "mountkit.cli", *words],
+            [sys.executable, "-m", "mountkit", *words],
             env=self.environment if environment is None else environment,
             capture_output=True,
             text=True,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +111,37 @@ def test_with_verify_always_an_open_file_is_checked_too(bucket: Bucket, mountkit
         assert os.pread(file.fileno(), LARGE, 0) == data
 
 
+def test_a_file_that_is_sealed_again_is_never_taken_for_the_spoilt_one_that_is_still_open(
+    bucket: Bucket, mountkit: CommandLine
+) -> None:
+    """[bytes-1] The kernel wants one backing file an inode: while the spoilt one is open, others read through us."""
+    data = content(1, LARGE)
+    bucket.put("d/f", data)
+    root = mountkit.mount(bucket.source)
+    assert mountkit.status(root)["passthrough"]
+    check(root, {"d/f": data})
+    until_sealed(mountkit, root, 1)
+    wait_until(lambda: os.stat(root / "d/f").st_ino >> 62 == 1)
+    with open(root / "d/f", "rb") as held:
+        assert held.read() == data
+        assert mountkit.status(root)["reads"]["passthrough_opens"] == 1
+        for path in cache_files(mountkit):
+            flip(path)
+        check(root, {"d/f": data})
+        until_sealed(mountkit, root, 1)
+
+        def opened_again() -> bool:
+            check(root, {"d/f": data})
+            return mountkit.status(root)["reads"]["opens"] > 6
+
+        wait_until(opened_again)
+        drop_page_cache()
+        check(root, {"d/f": data})
+    wait_until(lambda: os.stat(root / "d/f").st_ino >> 62 == 1)
+    check(root, {"d/f": data})
+    assert mountkit.status(root)["reads"]["passthrough_opens"] > 1, "natively again, once nobody holds the spoilt one"
+
+
 def overwrite(path: Path) -> None:
     with open(path, "r+b") as file:
         file.write(random.Random(1).randbytes(path.stat().st_size))
@@ -137,3 +172,187 @@ def test_a_database_that_is_lost_or_spoilt_under_a_live_mount_is_begun_anew(
 
     wait_until(works, seconds=20)
     check(root, objects)
+
+
+# ---- the disk itself -----------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def tmpfs(directory: Path, size: str) -> Iterator[None]:
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
+@contextlib.contextmanager
+def reading(root: Path, objects: dict[str, bytes]) -> Iterator[list[str]]:
+    """A reader that goes on all the while: what went wrong for him."""
+    failures: list[str] = []
+    ended = threading.Event()
+
+    def read_on() -> None:
+        while not ended.is_set():
+            for key, data in objects.items():
+                try:
+                    if (root / key).read_bytes() != data:
+                        failures.append(f"{key}: wrong bytes")
+                except OSError as exc:
+                    failures.append(str(exc))
+
+    reader = threading.Thread(target=read_on)
+    reader.start()
+    try:
+        yield failures
+    finally:
+        ended.set()
+        reader.join(60)
+
+
+def warnings(line: CommandLine, root: Path) -> list[str]:
+    """What the mount's log warns of, without the words that tell when and who."""
+    log = Path(line.status(root)["log"]).read_text()
+    return [text.partition("]: ")[2] for text in log.splitlines() if " WARNING " in text or " ERROR " in text]
+
+
+def is_ok(line: CommandLine, root: Path) -> Callable[[], bool]:
+    return lambda: bool(line.status(root)["state"] == "ok")
+
+
+def until_degraded(line: CommandLine, root: Path, *causes: str) -> None:
+    """Waits until `status` says that the mount is degraded, and names one of the causes."""
+
+    def named() -> bool:
+        status = line.status(root)
+        return status["state"] == "degraded" and any(cause in " ".join(status["reasons"]) for cause in causes)
+
+    wait_until(named, seconds=15)
+
+
+def test_a_disk_smaller_than_the_data_is_filled_and_used(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[failures-3] 64 MB for 90 MB of data: nothing is wrong with that, so nothing is said to be degraded."""
+    objects = {f"d/{n}": content(n, 9_000_000) for n in range(10)}
+    for key, data in objects.items():
+        bucket.put(key, data)
+    with tmpfs(mountkit.cache, "64M"):
+        root = mountkit.mount(bucket.source)
+        check(root, objects)
+        check(root, objects)
+        status = mountkit.status(root)
+        assert status["cache"]["full"]
+        assert (status["state"], status["reads"]["errors"]) == ("ok", 0)
+        mountkit.unmount(root)
+
+
+@pytest.mark.parametrize("catalog", ["kept", "deleted"])
+def test_a_disk_that_others_fill_is_said_and_used_again_when_there_is_room(
+    bucket: Bucket, mountkit: CommandLine, catalog: str
+) -> None:
+    """[failures-3] [failures-10] Full to the last byte, so that not even the catalog finds room."""
+    objects = fill(bucket)
+    with tmpfs(mountkit.cache, "64M"):
+        root = mountkit.mount(bucket.source, "--ttl", "1s")
+        check(root, objects)
+        state = state_directory(mountkit, root)
+        with reading(root, objects) as failures:
+            with contextlib.suppress(OSError), open(mountkit.cache / "of-others", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(65536))
+            if catalog == "deleted":
+                for name in ("catalog.db", "catalog.db-wal"):
+                    (state / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError), open(mountkit.cache / "of-others", "ab", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
+            more = {f"e/{n}": content(n, SMALL) for n in range(40)}
+            for key, data in more.items():
+                bucket.put(key, data)
+            assert mountkit.run("refresh", str(root)).code == 0
+            check(root, more)
+            until_degraded(mountkit, root, "full", "No space left")
+            (mountkit.cache / "of-others").unlink()
+            wait_until(is_ok(mountkit, root), seconds=25)
+        check(root, objects | more)
+        assert failures == []
+        mountkit.unmount(root)
+
+
+def test_a_disk_that_becomes_read_only_is_said_and_used_again(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[failures-3] [failures-10] As a file system does that met an error of its own."""
+    objects = fill(bucket)
+    with broken_disk(mountkit.base, mountkit.cache) as control:
+        root = mountkit.mount(bucket.source, "--ttl", "1s")
+        check(root, objects)
+        with reading(root, objects) as failures:
+            control.write_text("read-only")
+            objects2 = fill(bucket, first=20, count=3)
+            assert mountkit.run("refresh", str(root)).code == 0
+            check(root, objects2)
+            until_degraded(mountkit, root, "Read-only")
+            control.unlink()
+            wait_until(is_ok(mountkit, root), seconds=25)
+        check(root, objects | objects2)
+        assert failures == []
+        mountkit.unmount(root)
+
+
+@contextlib.contextmanager
+def broken_disk(base: Path, directory: Path) -> Iterator[Path]:
+    """A disk at `directory` that fails while the file that is yielded says what fails."""
+    backing, control = base / "backing", base / "control"
+    backing.mkdir(mode=0o700)
+    directory.mkdir(mode=0o700)
+    command = [sys.executable, "-m", "tests.faults.broken_disk", str(backing), str(directory), str(control)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as disk:
+        assert disk.stdout is not None
+        assert disk.stdout.readline() == b"ready\n"
+        try:
+            yield control
+        finally:
+            control.unlink(missing_ok=True)
+            subprocess.run(["umount", "-l", directory], check=True)
+            disk.wait(20)
+
+
+@pytest.mark.parametrize("what", ["write", "read", "read write"])
+def test_a_disk_with_io_errors_is_said_and_used_again(bucket: Bucket, mountkit: CommandLine, what: str) -> None:
+    """[failures-3] [failures-10] Without passthrough: who reads the disk natively gets the disk's own error."""
+    objects = fill(bucket)
+    with broken_disk(mountkit.base, mountkit.cache) as control:
+        root = mountkit.mount(bucket.source, "--ttl", "1s", "--no-passthrough")
+        check(root, objects)
+        with reading(root, objects) as failures:
+            control.write_text(what)
+            drop_page_cache()
+            more = fill(bucket, first=40, count=3)
+            assert mountkit.run("refresh", str(root)).code == 0
+            check(root, more)
+            drop_page_cache()
+            check(root, objects)
+            until_degraded(mountkit, root, "cache")
+            control.unlink()
+            wait_until(is_ok(mountkit, root), seconds=25)
+        check(root, objects | more)
+        assert failures == []
+        mountkit.unmount(root)
+
+
+@pytest.mark.parametrize("what", ["state directory", "cache directory"])
+def test_a_removed_cache_directory_is_made_anew(bucket: Bucket, mountkit: CommandLine, what: str) -> None:
+    """[failures-3] [failures-10]"""
+    objects = fill(bucket)
+    root = mountkit.mount(bucket.source, "--ttl", "1s")
+    check(root, objects)
+    before = mountkit.status(root)
+    with reading(root, objects) as failures:
+        shutil.rmtree(before["state_directory"] if what == "state directory" else mountkit.cache)
+        objects2 = fill(bucket, first=30, count=3)
+        wait_until(lambda: Path(before["state_directory"], "index.db").exists(), seconds=20)
+        wait_until(is_ok(mountkit, root), seconds=20)
+        assert mountkit.run("refresh", str(root)).code == 0
+        check(root, objects2)
+    check(root, objects | objects2)
+    assert [text for text in failures if "ESTALE" not in text and "Stale" not in text] == []
+    status = mountkit.status(root)
+    assert status["cache"]["objects"] > 0, "the new directory is used"
+    assert [text for text in warnings(mountkit, root) if "was removed" in text]

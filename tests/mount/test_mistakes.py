@@ -10,16 +10,21 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 
 import psutil
 import pytest
 
 from mountkit import mountinfo
+from mountkit.errors import HostError
+from mountkit.serve import session
 from tests.mount.conftest import Bucket, CommandLine, Result, our_processes, wait_until
 from tests.servers import SeaweedServer, free_ports
 from tests.store.raw_server import RawServer, answer
@@ -143,6 +148,31 @@ def _no_credentials(scene: Scene) -> Result:
     return scene.mount(scene.bucket.source, **_NO_CREDENTIALS, HOME=str(empty))
 
 
+def _says(scene: Scene, status: int, code: str, *, minutes_off: float = 0) -> Result:
+    """A bucket whose every answer is this refusal, dated so that our clock is off by so much."""
+    date = formatdate(time.time() - 60 * minutes_off, usegmt=True)
+    with RawServer(lambda _: [answer(status, code=code, headers={"Date": date})]) as server:
+        return scene.at(server.endpoint)
+
+
+def _over_tls(scene: Scene, scheme: str) -> Result:
+    """A server with a certificate of its own making."""
+    path = scene.base / "certificate.pem"
+    subject = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    made = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", path, "-out", f"{path}.crt")
+    subprocess.run(["openssl", "req", "-x509", *made, *subject, "-days", "2"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"{path}.crt", path)
+    with RawServer(lambda _: [answer(200)], context) as server:
+        return scene.at(f"{scheme}://127.0.0.1:{server.port}")
+
+
+def _bundle_of_nothing(scene: Scene) -> Result:
+    path = scene.base / "bundle.pem"
+    path.write_text("no certificate")
+    return scene.at("https://127.0.0.1:1", AWS_CA_BUNDLE=str(path))
+
+
 STORE: dict[str, tuple[Callable[[Scene], Result], tuple[str, ...]]] = {
     "unknown bucket": (
         lambda s: s.mount(f"s3://not-there-at-all?endpoint={s.server.endpoint}"),
@@ -167,6 +197,18 @@ STORE: dict[str, tuple[Callable[[Scene], Result], tuple[str, ...]]] = {
     "TLS against a plain port": (
         lambda s: s.at(s.server.endpoint.replace("http:", "https:")),
         ("does not speak TLS", "http://"),
+    ),
+    "no TLS against a TLS port": (lambda s: _over_tls(s, "http"), ("127.0.0.1", "speaks TLS", "https://")),
+    "bad certificate": (lambda s: _over_tls(s, "https"), ("certificate", "not trusted", "AWS_CA_BUNDLE")),
+    "expired token": (lambda s: _says(s, 400, "ExpiredToken"), ("has expired", "log in again")),
+    "no permission to list": (lambda s: _says(s, 403, "AccessDenied"), ("may not list", "s3:ListBucket")),
+    "clock 20 minutes ahead": (
+        lambda s: _says(s, 403, "RequestTimeTooSkewed", minutes_off=20),
+        ("clock is off by 20 minutes (ahead)", "NTP"),
+    ),
+    "clock 20 minutes behind": (
+        lambda s: _says(s, 403, "RequestTimeTooSkewed", minutes_off=-20),
+        ("clock is off by 20 minutes (behind)", "NTP"),
     ),
     "wrong region": (_wrong_region, ("eu-central-1", "us-west-2", "drop `--region us-west-2`")),
 }
@@ -280,6 +322,105 @@ def test_an_unusable_mount_point_is_named_and_nothing_is_made(scene: Scene, name
     assert not scene.line.cache.exists()
 
 
+def test_a_bundle_without_a_certificate_is_named(scene: Scene) -> None:
+    _assert_refused(_bundle_of_nothing(scene), 2, "bundle.pem", "holds no certificate", "AWS_CA_BUNDLE")
+    scene.assert_nothing_is_left()
+
+
+def test_a_machine_without_root_certificates_mounts_a_bucket_without_tls(scene: Scene) -> None:
+    """obstore refuses to be made where the system has none: seen as `the mover ended at its start`."""
+    scene.bucket.put("x", b"x")
+    nowhere = str(scene.base / "nowhere")
+    none = dict.fromkeys(("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
+    result = scene.mount(scene.bucket.source, **none, SSL_CERT_FILE=nowhere, SSL_CERT_DIR=nowhere)
+    assert result.code == 0, result.err
+    assert (scene.directory / "x").read_bytes() == b"x"
+
+
+def test_an_object_that_may_not_be_read_is_refused_and_named_in_the_log(scene: Scene) -> None:
+    scene.bucket.put("x", b"x")
+    lister = {
+        "AWS_ACCESS_KEY_ID": scene.server.lister_access_key,
+        "AWS_SECRET_ACCESS_KEY": scene.server.lister_secret_key,
+    }
+    result = scene.mount(scene.bucket.source, **lister)
+    assert result.code == 0, result.err
+    assert os.listdir(scene.directory) == ["x"]
+    with pytest.raises(PermissionError):
+        (scene.directory / "x").read_bytes()
+    assert "may not read" in Path(scene.line.status(scene.directory)["log"]).read_text()
+
+
+# ---- this machine --------------------------------------------------------------------------------------------
+def _other_users(scene: Scene) -> Path:
+    cache = scene.line.cache
+    (cache / f"mountkit-{os.getuid()}").mkdir(parents=True, mode=0o700)
+    os.chown(cache / f"mountkit-{os.getuid()}", 65534, 65534)
+    return cache
+
+
+def _symlink(scene: Scene) -> Path:
+    cache = scene.line.cache
+    cache.mkdir()
+    (scene.base / "elsewhere").mkdir()
+    (cache / f"mountkit-{os.getuid()}").symlink_to(scene.base / "elsewhere")
+    return cache
+
+
+def _group_writable(scene: Scene) -> Path:
+    cache = scene.line.cache
+    (cache / f"mountkit-{os.getuid()}").mkdir(parents=True)
+    (cache / f"mountkit-{os.getuid()}").chmod(0o770)
+    return cache
+
+
+CACHES: dict[str, tuple[Callable[[Scene], Path], tuple[str, ...]]] = {
+    "below a file": (lambda s: _file(s) / "c", ("cannot be used", "writable directory")),
+    "read-only": (lambda _: Path("/proc/sys/mountkit-cache"), ("cannot be used", "writable directory")),
+    "another user's": (_other_users, ("belongs to user 65534",)),
+    "a symlink": (_symlink, ("cannot be used",)),
+    "group-writable": (_group_writable, ("may be written by others (mode 0770)",)),
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_cache_directory_that_is_not_safe_or_not_writable_is_refused(scene: Scene, name: str) -> None:
+    make, words = CACHES[name]
+    result = scene.mount(scene.bucket.source, "--cache", str(make(scene)))
+    _assert_refused(result, 5, "--cache", *words)
+    scene.assert_nothing_is_left()
+
+
+def test_a_machine_without_fusermount3_is_told_what_to_install(scene: Scene) -> None:
+    bare = scene.base / "bin"
+    bare.mkdir()
+    result = scene.mount(scene.bucket.source, PATH=f"{bare}:{scene.base}")
+    _assert_refused(result, 5, "fusermount3 is not installed", "apt-get install fuse3")
+    scene.assert_nothing_is_left()
+
+
+def test_a_machine_without_dev_fuse_is_told_how_to_get_it(scene: Scene) -> None:
+    """In a mount namespace of its own, whose /dev lacks it."""
+    command = [sys.executable, "-m", "mountkit", "mount", scene.bucket.source, str(scene.directory)]
+    hide = 'mkdir "$0" && touch "$0/null" && mount --bind /dev/null "$0/null" && mount --rbind "$0" /dev && exec "$@"'
+    words = ["unshare", "-m", "sh", "-c", hide, str(scene.base / "dev"), *command, "--cache", str(scene.line.cache)]
+    started = time.monotonic()
+    done = subprocess.run(words, env=scene.line.environment, capture_output=True, text=True, check=False)
+    result = Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+    _assert_refused(result, 5, "no /dev/fuse", "modprobe fuse", "--device /dev/fuse")
+    scene.assert_nothing_is_left()
+
+
+def test_allow_other_is_refused_where_the_administrator_did_not_permit_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    monkeypatch.setattr(session, "_user_allow_other", lambda: False)
+    session.check_host(allow_other=False)
+    with pytest.raises(HostError) as refused:
+        session.check_host(allow_other=True)
+    assert "user_allow_other" in refused.value.hint
+
+
 def test_a_password_file_others_can_read_is_refused(scene: Scene) -> None:
     path = scene.base / "passwd"
     path.write_text(f"AKIAKEY:{_SECRET}\n")
@@ -321,6 +462,16 @@ def test_commands_about_no_mount_say_so(scene: Scene, command: str) -> None:
     _assert_refused(scene.run(command, str(scene.directory)), 2, str(scene.directory), "mountkit status")
 
 
+def test_unmount_waits_for_a_container_that_only_just_starts(scene: Scene) -> None:
+    """Until it has changed its root, a container that has nothing to do with us has all mounts of the host."""
+    root = scene.line.mount(scene.bucket.source)
+    script = "echo here; sleep 0.5"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as starting:
+        assert starting.stdout is not None
+        assert starting.stdout.readline() == "here\n"
+        scene.line.unmount(root)
+
+
 def test_unmount_names_the_process_that_holds_the_mount(scene: Scene) -> None:
     root = scene.line.mount(scene.bucket.source)
     with subprocess.Popen(["sleep", "60"], cwd=root) as holder:
@@ -336,7 +487,7 @@ def test_unmount_names_the_process_that_holds_the_mount(scene: Scene) -> None:
 # ---- ends ----------------------------------------------------------------------------------------------------
 def test_ctrl_c_while_mounting_leaves_nothing(scene: Scene) -> None:
     source = f"s3://data?endpoint={scene.black_hole}"
-    command = [sys.executable, "-m", "mountkit.cli", "mount", source, str(scene.directory)]
+    command = [sys.executable, "-m", "mountkit", "mount", source, str(scene.directory)]
     mounting = subprocess.Popen(
         [*command, "--cache", str(scene.line.cache)], env=scene.line.environment, stderr=subprocess.PIPE, text=True
     )

@@ -74,3 +74,38 @@ def test_a_given_order_is_fetched_and_announced_files_too(bucket: Bucket, mountk
         assert (root / "d0001/f000007.jpg").read_bytes() == body_of("d0001/f000007.jpg")
         assert _gets(mountkit, root) == 3
         assert mountkit.run("warm", str(root), "--ahead", "5").code == 2
+
+
+def test_a_trace_of_opens_is_replayed_in_a_fresh_mount(bucket: Bucket, mountkit: CommandLine) -> None:
+    with SimServer(2, 50) as server:
+        root = _mounted(mountkit, server)
+        trace = mountkit.base / "epoch.trace"
+        assert mountkit.run("trace", "stop", str(root)).code == 2, "none is running"
+        keys = _shuffled(2, 50)[:10]
+        (root / keys[3]).read_bytes()
+        wait_until(lambda: mountkit.status(root)["cache"]["sealed"] == 1)
+        assert mountkit.run("trace", "start", str(root)).code == 0
+        time.sleep(0.2)  # servers look for the mark ten times a second
+        for key in keys + keys[:2]:
+            (root / key).read_bytes()
+        done = mountkit.run("trace", "stop", str(root), "--output", str(trace))
+        assert done.code == 0 and "10 files" in done.err
+        traced = trace.read_text().split()
+        assert sorted(traced) == sorted(keys), "each once, also the one that was sealed before"
+        cold = [key for key in keys if key != keys[3]]
+        assert [key for key in traced if key in cold] == cold, "what is cached is told up to 10 ms later"
+        mountkit.unmount(root)
+        fresh = mountkit.mount(
+            "s3://sim",
+            "--endpoint",
+            server.url,
+            "--region",
+            "us-east-1",
+            "--anonymous",
+            "--cache",
+            str(mountkit.base / "other"),
+            name="fresh",
+        )
+        done = mountkit.run("warm", str(fresh), "--trace", str(trace))
+        assert done.code == 0 and "10 files" in done.err
+        assert _gets(mountkit, fresh) == 10

@@ -13,8 +13,8 @@ from tests.servers import SeaweedServer
 REPOSITORY = Path(__file__).parents[2]
 _STORY = """
 mkdir /mnt &&
-python3 -m mountkit.cli mount "$0" /mnt --cache /tmp &&
-sha256sum /mnt/a/b && python3 -m mountkit.cli status && python3 -m mountkit.cli unmount /mnt
+python3 -m mountkit mount "$0" /mnt --cache /tmp &&
+sha256sum /mnt/a/b && python3 -m mountkit status && python3 -m mountkit unmount /mnt
 """
 
 

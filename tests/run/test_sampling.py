@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,6 +183,15 @@ def test_nothing_to_select_from_is_one_sentence(
     assert "there is no input directory" in capsys.readouterr().err
 
 
+def _is_starting(process: psutil.Process) -> bool:
+    """Whether it has not yet had the time a Python takes to start: until then nothing can hide its words."""
+    try:
+        used = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return True
+    return used.user + used.system < 0.1
+
+
 class Watcher:
     """Looks, as any user of this machine may, at all command lines and at every container, again and again."""
 
@@ -207,9 +215,7 @@ class Watcher:
         while not self._end.is_set():
             for process in psutil.process_iter(["cmdline"]):
                 line = " ".join(process.info["cmdline"] or [])
-                # What a Python does not survive to hide: the first moment of the command itself.
-                young = time.time() - process.create_time() < 1 if psutil.pid_exists(process.pid) else True
-                if SECRET in line and not young:
+                if SECRET in line and not _is_starting(process):
                     self.seen.append(line)
             for one in self._client.api.containers(all=True, filters={"label": "mountkit.run"}):
                 try:

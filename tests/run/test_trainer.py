@@ -51,7 +51,7 @@ def test_it_runs_in_its_image_and_is_told_where_its_data_is(given: Path, tmp_pat
     built = subprocess.run([sys.executable, str(CONTAINER / "build.py")], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     words = ["run", "--input", f"{given}:/in", "--output", f"{tmp_path}/out:/results", "mountkit/trainer:latest"]
-    command = [sys.executable, "-m", "mountkit.cli", *words, "--epochs=1"]
+    command = [sys.executable, "-m", "mountkit", *words, "--epochs=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "done after 2 steps over 36 pictures" in done.stdout

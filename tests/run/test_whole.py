@@ -28,7 +28,7 @@ def line(bucket: Bucket, tmp_path: Path) -> Iterator[CommandLine]:
 
 def start(line: CommandLine, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mountkit.cli", "run", *words],
+        [sys.executable, "-m", "mountkit", "run", *words],
         env=line.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

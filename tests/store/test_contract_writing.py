@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -106,7 +105,7 @@ def test_a_copy_of_another_version_is_refused(bench: Bench) -> None:
     bench.store.put_object(b"a", b"new")
     if not is_moto(bench):  # moto does not look at the condition
         with pytest.raises(ObjectChanged):
-            bench.store.copy_object(replace(old, version_id=""), b"b")
+            bench.store.copy_object(old._replace(version_id=""), b"b")
     with pytest.raises(ObjectMissing):
         bench.store.copy_object(ObjectInfo(b"nowhere", 1, "", 0), b"b")
 

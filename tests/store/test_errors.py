@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ from mountkit.errors import (
 from mountkit.sources import BucketURL
 from mountkit.store import s3
 from mountkit.store.api import ObjectInfo
+from tests.certificates import self_signed, server_tls
 from tests.fakes.memory_store import content
 from tests.servers import MotoServer, SeaweedServer, free_ports
 from tests.store.raw_server import CLOSE, Piece, RawServer, Request, answer
@@ -190,6 +190,17 @@ def test_a_short_body_is_an_error_in_mid_iteration(info: ObjectInfo) -> None:
             list(body.chunks())
 
 
+@pytest.mark.parametrize("sent", [700, 1300])
+def test_a_chunked_body_of_another_length_than_asked_for_is_an_error(info: ObjectInfo, sent: int) -> None:
+    """HTTP itself sees nothing wrong with it: no length was promised but in Content-Range."""
+    head = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", found().partition(b"\r\n\r\n")[0])
+    raw = head + b"\r\n\r\n" + b"%x\r\n" % sent + DATA[:sent] + b"\r\n0\r\n\r\n"
+    with RawServer(always(raw)) as server:
+        body = opened(server).get(info, 0, 1000)
+        with pytest.raises(StoreError):
+            list(body.chunks())
+
+
 def test_a_body_that_stalls_is_an_error_after_the_stall_timeout(info: ObjectInfo) -> None:
     never = threading.Event()
     with RawServer(always(found()[:-300], never)) as server:
@@ -289,35 +300,8 @@ def test_a_port_that_speaks_no_http_is_named() -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate of 127.0.0.1, with its key, in one file."""
-    import datetime as dt
-    import ipaddress
 
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mountkit test")])
-    now = dt.datetime.now(dt.UTC)
-    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - dt.timedelta(1), now + dt.timedelta(1))
-        .add_extension(alternative, False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + private)
-    return path
-
-
-def server_tls(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return context
+    return self_signed(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
 def test_a_certificate_that_is_not_trusted_is_named(certificate: Path) -> None:

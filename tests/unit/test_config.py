@@ -115,3 +115,9 @@ def test_password_file_credentials_take_the_place_of_all_others(monkeypatch: pyt
     assert found["AWS_ACCESS_KEY_ID"] == "file-key"
     assert "AWS_SESSION_TOKEN" not in found
     assert "UNRELATED_SECRET" not in found
+
+
+def test_words_of_mount_8_are_passed_over_or_mean_an_option_of_ours() -> None:
+    words = "rw,relatime,users,user=me,comment=x,x-systemd.automount,_netdev,nofail,noexec,default_permissions"
+    assert parse_mount_options(words) == {"no-exec": True}
+    assert not mount_settings("data", "/mnt", no_exec=True).executable

@@ -50,6 +50,12 @@ def test_a_negative_entry_has_no_inode_but_a_timeout() -> None:
     assert (nodeid, entry_s) == (0, 3)
 
 
+def test_a_name_without_attributes_says_inode_cookie_and_kind() -> None:
+    record = messages.directory_name(b"abc", 9, 7, stat.S_IFDIR >> 12)
+    assert struct.unpack_from("<QQII", record) == (7, 9, 3, stat.S_IFDIR >> 12)
+    assert record[24:] == b"abc" + bytes(5)
+
+
 def test_directory_records_are_padded_to_eight_bytes() -> None:
     for length in range(1, 20):
         record = messages.directory_entry(b"x" * length, 9, FILE, 1.0)

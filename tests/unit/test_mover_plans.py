@@ -1,6 +1,8 @@
 """Readahead and the fetch queue."""
 
 import threading
+import time
+from collections.abc import Callable
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
 from mountkit.mover.queue import SWEEP_THREADS, FetchQueue, Priority
@@ -94,6 +96,13 @@ class _Job:
         self.done.set()
 
 
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_the_most_urgent_job_runs_first_and_a_promoted_one_only_once() -> None:
     queue, log, gate = FetchQueue(max_threads=1), list[_Job](), threading.Event()
     blocker = _Job(Priority.DEMAND, log, gate)
@@ -122,9 +131,31 @@ def test_a_sweep_leaves_threads_to_who_waits_and_a_promoted_job_gets_one() -> No
     queue.promote(waiting, Priority.DEMAND)
     assert waiting.done.wait(5)
     assert log == [demand, waiting]
-    assert queue.statistics().running <= SWEEP_THREADS
+    _wait_until(lambda: queue.statistics().running <= SWEEP_THREADS)
     gate.set()
     assert all(job.done.wait(5) for job in sweeps)
+    queue.close()
+
+
+def test_more_of_a_sweep_runs_while_the_mover_answers_soon_and_less_while_it_is_late() -> None:
+    queue, log, gate = FetchQueue(), list[_Job](), threading.Event()
+    few = queue.statistics().running
+    for _ in range(SWEEP_THREADS):
+        queue.put(_Job(Priority.SWEEP, log, gate))
+    for _ in range(400):
+        queue.answered(0.05)
+    last = _Job(Priority.SWEEP, log, gate)
+    for _ in range(400):
+        queue.answered(0.001)
+    queue.put(last)
+    deadline = time.monotonic() + 5
+    while queue.statistics().running <= few + 16:
+        assert time.monotonic() < deadline
+        queue.answered(0.001)
+        queue.put(_Job(Priority.SWEEP, log, gate))
+        time.sleep(0.001)
+    gate.set()
+    assert last.done.wait(5)
     queue.close()
 
 

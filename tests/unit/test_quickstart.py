@@ -30,6 +30,7 @@ COMPLETE = Host(
     engine="answers",
     has_dockerd=True,
     has_fuse_device=True,
+    test_programs=frozenset(quickstart.TEST_PROGRAMS),
 )
 BARE = COMPLETE._replace(
     has_venv=False,
@@ -60,6 +61,12 @@ def test_a_bare_machine_needs_everything_and_each_need_says_why() -> None:
         *("ca-certificates", "docker.io"),
     ]
     assert all(need.why for need in quickstart.missing_packages(BARE))
+
+
+def test_the_programs_of_the_tests_are_installed_for_the_tests_alone() -> None:
+    without = COMPLETE._replace(test_programs=frozenset(quickstart.TEST_PROGRAMS) - {"podman"})
+    assert packages(without) == []
+    assert [need.package for need in quickstart.missing_packages(without, tests=True)] == ["podman"]
 
 
 def test_an_engine_is_installed_only_where_none_answers_and_none_is_there() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mountkit.serve.shared import ServerCounters, SharedMemory
+from mountkit.serve.shared import AnotherFileIsOpen, ServerCounters, SharedMemory
 
 
 @pytest.fixture
@@ -44,13 +44,32 @@ def test_what_a_server_works_on_is_known_after_its_death(fd: int) -> None:
 def test_all_opens_of_an_inode_share_one_backing_id_until_the_last_release(fd: int) -> None:
     one, other = SharedMemory(fd), SharedMemory(fd)
     closed: list[int] = []
-    assert one.acquire_backing(77, lambda: 5) == 5
-    assert other.acquire_backing(77, lambda: 6) == 5
+    assert one.acquire_backing(77, 1, lambda: 5) == 5
+    assert other.acquire_backing(77, 1, lambda: 6) == 5
     one.release_backing(77, closed.append)
     assert closed == []
     other.release_backing(77, closed.append)
     assert closed == [5]
-    assert other.acquire_backing(77, lambda: 6) == 6
+    assert other.acquire_backing(77, 1, lambda: 6) == 6
+
+
+def test_another_file_of_an_inode_waits_until_the_last_handle_of_the_old_one_is_closed(fd: int) -> None:
+    one, other = SharedMemory(fd), SharedMemory(fd)
+    for memory in (one, other):
+        memory.acquire_backing(77, 1, lambda: 5)
+    assert not one.is_barred(77)
+    with pytest.raises(AnotherFileIsOpen):
+        other.acquire_backing(77, 2, lambda: pytest.fail("the kernel would refuse it"))
+    for memory in (one, other):
+        assert memory.is_barred(77)
+        with pytest.raises(AnotherFileIsOpen):
+            memory.acquire_backing(77, 1, lambda: pytest.fail("it is still open"))
+    closed: list[int] = []
+    one.release_backing(77, closed.append)
+    assert (closed, one.is_barred(77)) == ([], True)
+    other.release_backing(77, closed.append)
+    assert (closed, one.is_barred(77)) == ([5], False)
+    assert one.acquire_backing(77, 2, lambda: 6) == 6
 
 
 def test_releasing_what_is_not_there_does_nothing(fd: int) -> None:
@@ -64,8 +83,8 @@ def test_a_failed_open_leaves_no_entry(fd: int) -> None:
         raise OSError
 
     with pytest.raises(OSError):
-        memory.acquire_backing(3, fails)
-    assert memory.acquire_backing(3, lambda: 9) == 9
+        memory.acquire_backing(3, 1, fails)
+    assert memory.acquire_backing(3, 1, lambda: 9) == 9
 
 
 def test_the_table_agrees_with_a_dictionary_over_random_opens_and_releases(fd: int) -> None:
@@ -76,7 +95,7 @@ def test_the_table_agrees_with_a_dictionary_over_random_opens_and_releases(fd: i
         inode = rnd.choice(inodes)
         if rnd.random() < 0.5:
             expected = model[inode][0] if inode in model else step
-            assert memory.acquire_backing(inode, lambda s=step: s) == expected  # type: ignore[misc]
+            assert memory.acquire_backing(inode, 1, lambda s=step: s) == expected  # type: ignore[misc]
             model[inode] = expected, model.get(inode, (0, 0))[1] + 1
         else:
             closed: list[int] = []
@@ -90,7 +109,7 @@ def test_the_table_agrees_with_a_dictionary_over_random_opens_and_releases(fd: i
 def _hammer(fd: int) -> None:
     memory = SharedMemory(fd)
     for _ in range(500):
-        memory.acquire_backing(1, lambda: 1)
+        memory.acquire_backing(1, 1, lambda: 1)
     for _ in range(499):
         memory.release_backing(1, lambda _: os._exit(9))
     os._exit(0)

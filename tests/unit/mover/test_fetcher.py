@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
-from mountkit.cache.faults import CacheBroken, cache_broken, cache_full
+from mountkit.cache.faults import CacheBroken, DiskFull, cache_broken, cache_full, disk_full
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectId, ObjectRow
 from mountkit.errors import BadAnswer, MountkitError, ObjectChanged, StoreUnavailable
@@ -217,7 +217,7 @@ async def test_with_a_full_cache_bytes_come_from_memory(cache: CacheWriter, monk
         assert bench.trouble == []
 
 
-@pytest.mark.parametrize("fault", [cache_full("the disk"), cache_broken("writing")])
+@pytest.mark.parametrize("fault", [cache_full("its limit"), disk_full("no byte left"), cache_broken("writing")])
 def test_where_the_cache_refuses_bytes_they_come_from_memory(
     cache: CacheWriter, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
@@ -234,7 +234,7 @@ def test_where_the_cache_refuses_bytes_they_come_from_memory(
             it = bench.put(b"a", MIB + 5)
             await bench.fetcher.need(it, it.parts, DEMAND)
             assert bench.fetcher.gather(it, 0, it.row.size) == content(it.row.size)
-            assert (fault in bench.trouble) == isinstance(fault, CacheBroken), "a full cache is no trouble"
+            assert (fault in bench.trouble) == isinstance(fault, CacheBroken | DiskFull), "a full cache is no trouble"
 
     run()
 

@@ -75,6 +75,17 @@ async def test_two_lookups_ask_for_single_names_and_the_third_lists_the_director
         assert [kind(catalog, name) for name in (b"c", b"d", b"none")] == [Kind.FILE, Kind.FILE, Kind.ABSENT]
 
 
+@in_trio
+async def test_a_clock_set_back_in_the_middle_of_a_readdir_lists_once_more_and_not_for_ever(catalog: Catalog) -> None:
+    """The reader asks for a listing as fresh as his readdir, which began an hour after now."""
+    store = bucket(b"a", b"b")
+    async with listing(catalog, store) as lister:
+        assert await lister.list_beyond(catalog.root, 0, time.time() + 3600.0) is False
+        assert Counter(store.calls) == Counter([("list_page", b"")])
+        assert entries(catalog, catalog.root) == [b"a", b"b"]
+        assert await lister.lookup(catalog.root, b"a", time.time() + 3600.0) is False
+
+
 @pytest.mark.parametrize("age_s", [0.0, 60.0])
 def test_concurrent_lookups_of_one_name_cause_one_pair_of_requests(catalog: Catalog, age_s: float) -> None:
     @in_trio
@@ -221,9 +232,21 @@ async def test_one_forbidden_key_is_no_unreachable_bucket(catalog: Catalog) -> N
     store = bucket(b"a")
     async with listing(catalog, store) as lister:
         store.fail_next(AccessDenied("no"), call="head")
-        with pytest.raises(AccessDenied):
-            await lister.lookup(catalog.root, b"a", recent())
+        assert await lister.lookup(catalog.root, b"a", recent()) is False
         assert lister.unreachable == ""
+
+
+@in_trio
+async def test_a_head_that_is_refused_is_answered_by_the_listing(catalog: Catalog) -> None:
+    """Credentials for a prefix alone get 403 for a key that is not there, as for one they may not read."""
+    store = bucket(b"a", b"d/x")
+    async with listing(catalog, store) as lister:
+        for name, kind in ((b"d", Kind.DIRECTORY), (b"not-there", Kind.ABSENT), (b"a", Kind.FILE)):
+            store.fail_next(AccessDenied("no"), call="head")
+            assert await lister.lookup(catalog.root, name, time.time()) is False
+            known = catalog.lookup(catalog.root, name)
+            assert known is not None
+            assert known.kind is kind
 
 
 @in_trio

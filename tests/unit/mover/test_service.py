@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,12 +60,15 @@ async def serving(catalog: Catalog, cache: CacheWriter, state_fd: int = -1) -> A
     inner = SteppedStore()
     store = RetryingStore(inner)
     settings = MountSettings(BucketURL("b"), "/d", "/c", "i")
-    service = Service(settings, catalog, cache, store, "", state_fd)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(service.lister.run)
-        await nursery.start(service.fetcher.run)
-        yield Bench(service, inner, catalog)
-        nursery.cancel_scope.cancel()
+    with tempfile.TemporaryDirectory() as state:
+        state_fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+        service = Service(settings, catalog, cache, store, "", state_fd)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(service.lister.run)
+            await nursery.start(service.fetcher.run)
+            yield Bench(service, inner, catalog)
+            nursery.cancel_scope.cancel()
+        os.close(state_fd)
 
 
 @in_trio
@@ -91,9 +96,43 @@ async def test_a_report_of_bad_bytes_to_a_broken_cache_is_still_answered(
         ident = await bench.object(b"a")
         for method in ("recheck", "missing", "read", "write", "commit"):
             monkeypatch.setattr(cache, method, broken)
+        monkeypatch.setattr(cache, "works", lambda: False)
         answer = await bench.ask("fetch", object=ident, offset=10, length=20, bad=True, inline=True)
         assert answer.payload == content(1000)[10:30]
         assert (await bench.ask("stats")).body["degraded"]
+
+
+@in_trio
+async def test_a_cache_that_says_it_has_what_it_cannot_give_is_gone_around(
+    catalog: Catalog, cache: CacheWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[failures-3] Its disk can be neither read nor written: the index in memory still has all rows."""
+
+    def broken(*_: object) -> None:
+        raise cache_broken("its disk")
+
+    async with serving(catalog, cache) as bench:
+        bench.store.put(b"a", content(1000))
+        ident = await bench.object(b"a")
+        await bench.ask("open", object=ident)
+        monkeypatch.setattr(cache, "recheck", broken)
+        monkeypatch.setattr(cache, "read", lambda *_: None)
+        for bad in (False, True):
+            answer = await bench.ask("fetch", object=ident, offset=10, length=20, bad=bad, inline=True)
+            assert answer.payload == content(1000)[10:30]
+
+
+@in_trio
+async def test_what_meets_a_lost_catalog_is_left_to_the_next_mover(catalog: Catalog, cache: CacheWriter) -> None:
+    """[failures-7] It is not answered: the connection ends with the mover, and whoever asked asks again."""
+    async with serving(catalog, cache) as bench:
+        bench.store.put(b"a", content(1000))
+        await bench.object(b"a")
+        catalog._db.execute("DROP TABLE entry")  # type: ignore[union-attr]
+        with trio.move_on_after(1) as asked:
+            await bench.ask("lookup", parent=catalog.root, name="a", fresh=0.0)
+        assert asked.cancelled_caught
+        assert bench.service.lost.is_set()
 
 
 @in_trio
@@ -109,14 +148,13 @@ async def test_a_cache_that_works_again_is_no_reason_any_more(
         with monkeypatch.context() as patch:
             for method in ("verify", "write", "usage"):
                 patch.setattr(cache, method, broken)
+            patch.setattr(cache, "works", lambda: False)
             assert (await bench.ask("verify", object=ident)).body == {"good": False}
             stats = (await bench.ask("stats")).body
             assert (len(stats["degraded"]), stats["cache"]) == (1, {})
             await bench.ask("open", object=ident)
             assert (await bench.ask("stats")).body["degraded"]
-        bench.store.put(b"b", content(1001))
-        await bench.ask("open", object=await bench.object(b"b"))
-        assert (await bench.ask("stats")).body["degraded"] == []
+        assert (await bench.ask("stats")).body["degraded"] == [], "nobody has to read for that"
 
 
 @in_trio

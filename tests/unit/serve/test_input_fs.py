@@ -495,6 +495,59 @@ async def test_entries_come_in_order_and_end_with_none(b: Bench) -> None:
 
 
 @in_trio
+async def test_names_are_those_of_the_entries_whatever_the_size_of_a_page(b: Bench, monkeypatch: Any) -> None:
+    for key in (b"b", b"a", b"a/x", b"a!", b"d/x", b"c"):
+        b.mover.put(key, b"abc")
+    files = b.files(passthrough=False)
+    fresh = files.fresh_after()
+    assert files.names_now(ROOT, 0, fresh_after=fresh) is None
+    whole = await files.names(ROOT, 0, fresh_after=fresh)
+    shown = await files.entries(ROOT, 0, fresh_after=fresh)
+    assert [(e.name, e.cookie, e.inode) for e in whole] == [(e.name, e.cookie, e.attributes.inode) for e in shown]
+    assert [e.name for e in whole] == [b"a!", b"a", b"b", b"c", b"d"], "the directory a/ hides the file a"
+    for limit in (1, 2, 3):
+        monkeypatch.setattr(input_fs, "_NAMES", limit)
+        paged, cookie = [], 0
+        while page := files.names_now(ROOT, cookie, fresh_after=fresh):
+            paged += page
+            cookie = page[-1].cookie
+        assert paged == whole
+
+
+@in_trio
+async def test_the_kernel_keeps_the_names_of_a_directory_while_its_listing_is_valid(b: Bench) -> None:
+    """[fresh-1]"""
+    b.mover.put(b"a", b"abc")
+    files = b.files()
+    assert not files.open_directory(ROOT), "nothing is listed"
+    await files.names(ROOT, 0, fresh_after=files.fresh_after())
+    assert not files.open_directory(ROOT), "what the kernel has may be of an earlier listing"
+    assert files.open_directory(ROOT)
+    assert not b.files().open_directory(ROOT), "another server cannot know"
+    b.catalog.expire()
+    assert not files.open_directory(ROOT)
+    b.time.tick()
+    await files.names(ROOT, 0, fresh_after=files.fresh_after())
+    assert not files.open_directory(ROOT)
+    assert files.open_directory(ROOT)
+    b.time.tick(61)
+    assert not files.open_directory(ROOT), "the TTL has run out"
+    with fails(errno.ESTALE):
+        files.open_directory(b.root + 5000)
+
+
+@in_trio
+async def test_listed_files_stay_known_for_a_minute_and_sealed_ones_for_the_whole_ttl(b: Bench) -> None:
+    b.mover.put(b"a", b"abc")
+    b.mover.put(b"b", b"abc")
+    files = b.files(ttl_s=3600.0)
+    await sealed(b, files, b"b")
+    found = await files.entries(ROOT, 0, fresh_after=files.fresh_after())
+    assert {e.name: e.timeout_s for e in found} == {b"a": 60.0, b"b": 3600.0}
+    assert [bool(e.attributes.inode & SEALED_BIT) for e in found] == [False, True]
+
+
+@in_trio
 async def test_entries_of_an_unreachable_bucket_are_the_last_known_for_no_time(b: Bench) -> None:
     """[fresh-3]"""
     b.mover.put(b"a", b"abc")

@@ -11,9 +11,16 @@ import psutil
 import pytest
 import trio
 
+from mountkit import processes
+from mountkit.errors import MountError
 from mountkit.ipc import Channel, ChannelClosed
-from mountkit.serve.server_pool import ServerPool
+from mountkit.processes import Watched
+from mountkit.serve.server_pool import MISMATCH, ServerPool, _Server
 from tests.unit.mover.harness import in_trio
+
+
+def _nothing() -> tuple[dict[str, object], list[int]]:
+    return {}, []
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def stranger(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], socket.s
 @pytest.mark.parametrize("slot", [None, -1, 2, "0"])
 @in_trio
 async def test_a_slot_that_is_none_of_ours_is_refused(slot: object) -> None:
-    pool = ServerPool(2, [])
+    pool = ServerPool(2, _nothing)
     pool._shape = [1]
     ours, theirs = trio.socket.socketpair()
     await pool.join({"op": "join", "slot": slot}, Channel(ours))
@@ -48,7 +55,7 @@ async def test_a_server_that_comes_too_late_is_ended_and_its_work_handed_out_aga
     stranger: tuple[subprocess.Popen[bytes], socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, ours = stranger
-    pool = ServerPool(2, [])
+    pool = ServerPool(2, _nothing)
     pool._shape, pool._joining_is_over = [1], True
     handed_out: list[int] = []
     monkeypatch.setattr(pool, "_hand_out_again", handed_out.append)
@@ -62,10 +69,41 @@ async def test_the_kernel_says_who_joins_not_the_message(
     stranger: tuple[subprocess.Popen[bytes], socket.socket],
 ) -> None:
     process, ours = stranger
-    pool = ServerPool(1, [])
+    pool = ServerPool(1, _nothing)
     pool._shape = [1]
     await pool.join({"op": "join", "slot": 0, "pid": 1}, Channel(trio.socket.from_stdlib_socket(ours)))
-    await pool._await_joins()
+    await pool._await_joins(1.0)
     assert pool.pids() == [process.pid]
     pool._servers[0].watched.close()
     pool._servers[0].channel.close()
+
+
+@pytest.mark.parametrize(("code", "words"), [(MISMATCH, "libfuse"), (1, "does not start")])
+@in_trio
+async def test_where_no_new_server_could_join_the_old_ones_stay(
+    code: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mountkit upgrade` after an update of libfuse: a mount with one server must not be left without any."""
+
+    def spawn(_module: str) -> tuple[subprocess.Popen[bytes], int]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            program = f"import socket, sys; socket.socket(fileno={theirs.fileno()}).recv(1); sys.exit({code})"
+            process = subprocess.Popen(["python3", "-c", program], pass_fds=[theirs.fileno()])
+        process.returncode = 0  # it is reaped through its pidfd
+        return process, ours.detach()
+
+    monkeypatch.setattr(processes, "spawn", spawn)
+    with subprocess.Popen(["sleep", "60"]) as old, open("/dev/null", "rb") as device:
+        pool = ServerPool(1, _nothing)
+        pool._start, pool._shape, pool._fuse_fd = {}, [1], device.fileno()
+        ours, theirs = trio.socket.socketpair()
+        server = pool._servers[0] = _Server(Watched(old.pid), Channel(ours))
+        with pytest.raises(MountError, match=words):
+            await pool.replace_all()
+        assert old.poll() is None
+        assert pool.pids() == [old.pid]
+        server.watched.close()
+        server.channel.close()
+        theirs.close()
+        old.kill()

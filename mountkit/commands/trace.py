@@ -1,0 +1,49 @@
+"""The command that records in which order the files of a mount are opened."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+import click
+
+
+@click.group()
+def trace() -> None:
+    """Record in which order files are opened, to fetch them in that order the next time.
+
+    \b
+    mountkit trace start /mnt/train
+    …one epoch…
+    mountkit trace stop /mnt/train --output epoch.trace
+    mountkit warm /mnt/train --trace epoch.trace --ahead 2000
+    """
+
+
+@trace.command()
+@click.argument("directory")
+def start(directory: str) -> None:
+    """Begin to record the opens in the mount DIRECTORY lies in; a trace that is running begins anew."""
+    from mountkit import mounts
+
+    mover, _ = mounts.mover_client(directory)
+    with mover:
+        mover.call("trace_start")
+
+
+@trace.command()
+@click.argument("directory")
+@click.option(
+    "--output", metavar="FILE", type=click.File("w"), default="-", help="Where to write it (default: stdout)."
+)
+def stop(directory: str, output: TextIO) -> None:
+    """End the trace and write it down: the path of each file once, below the mount, in the order of first opens."""
+    from mountkit import mounts
+
+    mover, info = mounts.mover_client(directory)
+    with mover:
+        paths = mover.call("trace_stop", timeout_s=60.0)["paths"]
+    kept = [path for path in paths if "\n" not in path]
+    output.writelines(f"{path}\n" for path in kept)
+    click.echo(f"{len(kept)} files of {info.directory} were opened", err=True)
+    if len(kept) < len(paths):
+        click.echo(f"{len(paths) - len(kept)} have a line break in their name and are left out", err=True)
