@@ -499,11 +499,13 @@ class OutputFileSystem:
         left = self._tree.handles(ident)
         last_writer = flags & _ACCESS and not self._tree.has_writers(ident)
         if node is not None and last_writer and node.names and not node.abandoned and self.publisher.changed(node):
-            self.publisher.publish(node)  # written through a mapping after close
+            with self.names.transaction():
+                self.publisher.publish(node)  # written through a mapping after close
         if node is not None and node.file is not None and not left:
             self.staging.release(node.file)
             if not node.names and not self.journal.file_in_use(node.file):
-                self._discard(node)
+                with self.names.transaction():
+                    self._discard(node)
         return True
 
     def discard(self, ident: int) -> None:

@@ -335,9 +335,7 @@ class OutputResponder(Responder):
             super()._release(unique, inode, pid, length)
             return
         handle = out.handle_of(self._wire.buffer)
-        with self._journal.transaction():
-            known = self._out.release(handle)
-        if known and self._passthrough:
+        if self._out.release(handle) and self._passthrough:
             self._shared.release_backing(inode, self._close_backing)
         self._wire.send(messages.failed(unique, 0))
 

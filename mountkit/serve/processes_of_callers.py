@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 _EXIT_CODE = -1  # the last field of /proc/PID/stat; it is in the form of wait(2)
 _SIGNAL_BITS = 0x7F
 
@@ -14,7 +16,10 @@ def is_being_killed(pid: int) -> bool:
     if pid == 0:
         return False
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rsplit(b" ", 1)[_EXIT_CODE]) & _SIGNAL_BITS != 0
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # a file object costs twice as much
+        try:
+            return int(os.read(fd, 4096).rsplit(b" ", 1)[_EXIT_CODE]) & _SIGNAL_BITS != 0
+        finally:
+            os.close(fd)
     except (OSError, ValueError):
         return False

@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import socket
+import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 _BUFFER_BYTES = (1 << 20) + 8192
 _TURNS = 16
 """Requests answered in a row before other tasks get their turn (a trio checkpoint costs as much as a LOOKUP)."""
+
+_SPIN_NS = 30_000
+"""A program that writes small files comes back sooner than a turn of trio's loop takes: so long it is waited for."""
 
 RawHandler = Callable[[int, int, int, int], None]
 """Called with (unique, inode, pid, length); the request lies in `Wire.buffer` until the handler returns."""
@@ -61,6 +65,7 @@ class Wire:
         os.set_blocking(self.kernel, False)
         self.buffer = memoryview(bytearray(_BUFFER_BYTES)) if buffer is None else buffer
         self.resent = 0
+        self._spin_until_ns = 0
         self._fd, self._init, self._first = fd, init, first
         self._passthrough, self._writable = passthrough, writable
         self._expected = tuple(expected_shape) if expected_shape else None
@@ -134,6 +139,8 @@ class Wire:
                 self._inject(memoryview(self.buffer)[:length])
                 return
             handler(unique, inode, pid, length)
+            if self._writable:
+                self._spin_until_ns = time.monotonic_ns() + _SPIN_NS
             turns += 1
             if turns % _TURNS == 0:
                 await trio.lowlevel.checkpoint()
@@ -143,6 +150,8 @@ class Wire:
             try:
                 return os.readv(self.kernel, [self.buffer])
             except BlockingIOError:
+                if self._writable and time.monotonic_ns() < self._spin_until_ns:
+                    continue
                 self._before_wait()
                 await trio.lowlevel.wait_readable(self.kernel)
             except OSError as exc:

@@ -67,8 +67,10 @@ class Journal:
         """All of it or nothing; may not be nested. Raises sqlite3.Error."""
         self.db.execute("BEGIN IMMEDIATE")
         try:
+            self.tree.settle_handles()
             yield
             self.db.execute("COMMIT")
+            self.tree.committed()
         except BaseException:
             self._queued = False
             if self.db.in_transaction:

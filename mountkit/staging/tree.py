@@ -143,6 +143,8 @@ class Tree:
         self._next_handle = time.time_ns()  # of a later server: a number is never given out twice
         self._handles: dict[int, tuple[int, int]] = {}
         self._open: dict[int, dict[int, int]] = {}
+        self._closed: list[tuple[int]] = []
+        self._settled: list[tuple[int]] = []
         self._load_handles()
 
     # ---- nodes ---------------------------------------------------------------------------------------------
@@ -277,12 +279,26 @@ class Tree:
         return self._handles.get(ident)
 
     def close_handle(self, ident: int) -> None:
-        self._db.execute("DELETE FROM handle WHERE id = ?", (ident,))
+        """Closes it at once; its row goes with the next transaction.
+
+        A server killed before that leaves a row too many: its file counts as open until the unmount, nothing worse.
+        """
+        self._closed.append((ident,))
         node, _ = self._handles.pop(ident, (0, 0))
         left = self._open.get(node, {})
         left.pop(ident, None)
         if not left:
             self._open.pop(node, None)
+
+    def settle_handles(self) -> None:
+        """Takes the rows of closed handles away."""
+        if self._closed:
+            self._db.executemany("DELETE FROM handle WHERE id = ?", self._closed)
+            self._settled, self._closed = self._closed, []
+
+    def committed(self) -> None:
+        """The transaction is in the file."""
+        self._settled = []
 
     def handles(self, node: int) -> list[int]:
         """The flags of everything that has this node open."""
@@ -298,12 +314,16 @@ class Tree:
 
     def close_all_handles(self) -> None:
         self._db.execute("DELETE FROM handle")
+        self._closed = []
         self._load_handles()
 
     def _load_handles(self) -> None:
         self._handles.clear()
         self._open.clear()
+        closed = {ident for (ident,) in self._closed}
         for ident, node, flags in self._db.execute("SELECT id, node, flags FROM handle").fetchall():
+            if ident in closed:
+                continue
             self._handles[ident] = node, flags
             self._open.setdefault(node, {})[ident] = flags
 
@@ -315,6 +335,7 @@ class Tree:
         """A transaction was rolled back: what is in memory may be wrong."""
         self._paths.clear()
         self._nodes.clear()
+        self._closed, self._settled = self._settled + self._closed, []
         self._load_handles()
 
 
