@@ -26,6 +26,9 @@ from mountkit.staging.tree import NODE_BIT, ROOT_NODE, Entry, Node, NodeKind
 LISTED_BIT = 1 << 62
 """Set in the readdir cookie of an entry of the overlay; the catalog's cookies are smaller."""
 KEY_MAX = 1024
+_WRITTEN_S = 1.0
+"""How long the kernel may keep the times of a file that is open for writing: of writes through a mapping, which change
+them, it tells nobody. Sizes it knows best."""
 _ATTEMPTS = 64
 _PAGE = 512
 T = TypeVar("T")
@@ -160,7 +163,7 @@ class Names:
                 raise FileSystemError(errno.EIO) from None
             size, mtime_ns = status.st_size, status.st_mtime_ns
             if self._tree.has_writers(node.id):
-                timeout = 0.0  # what is written through a mapping changes it unseen
+                timeout = min(timeout, _WRITTEN_S)
         elif node.kind == NodeKind.DIRECTORY:
             size, links = 4096, 2 * links
         return Attributes(node.inode, node.mode, size, max(0, mtime_ns), links, node.uid, node.gid), timeout
