@@ -8,7 +8,7 @@ import sys
 import click
 
 from mountkit import __version__, errors
-from mountkit.commands import cache, config, doctor, mount, run, systemd, trace
+from mountkit.commands import cache, config, doctor, mount, outputs, run, systemd, trace, transfer
 from mountkit.errors import MountkitError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -29,6 +29,7 @@ def cli() -> None:
 for _command in (
     *(mount.mount, mount.unmount, mount.status, mount.upgrade, mount.refresh, mount.warm),
     *(run.run, run.runs, run.logs, run.stop, run.wait, run.rerun),
+    *(outputs.outputs, outputs.drain, transfer.push, transfer.pull),
     *(doctor.doctor, doctor.policy, doctor.explain, doctor.self_test),
     *(cache.cache, config.config, systemd.systemd, trace.trace),
 ):

@@ -82,6 +82,12 @@ def _choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _sse(text: str) -> str:
+    if not re.fullmatch(r"AES256|aws:kms(:.+)?", text):
+        raise UsageError(f"`{text}` is no server-side encryption", "write AES256, aws:kms or aws:kms:KEY")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One setting of a mount: `parse` is None for a switch."""
@@ -119,6 +125,18 @@ OPTIONS: tuple[Option, ...] = (
     Option("no-sweep", None, False, "", "Fetch no files before they are opened, whatever the reading looks like."),
     Option("no-passthrough", None, False, "", "Serve cached files ourselves even where the kernel could."),
     Option("no-resend", None, False, "", "Act as on kernels before 6.9 (for tests)."),
+    Option("writable", None, False, "", "Take files to write, too; they are uploaded when they are closed."),
+    Option(
+        "live", parse_duration, 30.0, "TIME", "Upload files that grow while they are open this often (default: 30s)."
+    ),
+    Option("drain-timeout", parse_duration, 900.0, "TIME", "How long unmounting waits for uploads (default: 15m)."),
+    Option(
+        "staging-size", parse_size, parse_size("100GB"), "SIZE", "Room for what is not yet uploaded (default: 100GB)."
+    ),
+    Option("durable-close", None, False, "", "Let close wait until the bucket has the file."),
+    Option("no-clobber", None, False, "", "Never replace an object that somebody else wrote meanwhile."),
+    Option("storage-class", str, "", "NAME", "Storage class of what is uploaded (default: the bucket's)."),
+    Option("sse", _sse, "", "KIND", "Encryption of what is uploaded: AES256, aws:kms or aws:kms:KEY."),
     Option("data-budget", parse_duration, 60.0, "TIME", "How long a read may keep trying (default: 60s)."),
     Option("metadata-budget", parse_duration, 10.0, "TIME", "How long a lookup may keep trying (default: 10s)."),
 )
@@ -141,6 +159,20 @@ _IGNORED = {
 }
 _OURS = {"noexec": "no-exec"}
 """Words of mount(8) for what has another name here; `user` and `users` in fstab imply this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSettings:
+    """How a writable mount uploads."""
+
+    live_s: float = 30.0
+    drain_timeout_s: float = 900.0
+    staging_size_bytes: int = 100 * 10**9
+    durable_close: bool = False
+    clobber: bool = True
+    storage_class: str = ""
+    sse: str = ""
+    """`AES256`, `aws:kms` or `aws:kms:KEY`; empty for the bucket's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +201,8 @@ class MountSettings:
     data_budget_s: float = 60.0
     metadata_budget_s: float = 10.0
     driver: str = "auto"
+    outputs: OutputSettings | None = None
+    """None: a read-only mount."""
 
     @property
     def state_name(self) -> str:
@@ -192,6 +226,8 @@ class MountSettings:
         data = json.loads(text)
         data["source"]["prefix"] = bytes.fromhex(data["source"]["prefix"])
         source = BucketURL(**data.pop("source"))
+        if data.get("outputs"):
+            data["outputs"] = OutputSettings(**data["outputs"])
         return cls(source=source, **{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
 
@@ -261,7 +297,7 @@ def mount_settings(source: str, directory: str, **flags: str | bool | None) -> M
         umask=values["umask"],
         allow_other=values["allow_other"],
         executable=not values["no_exec"],
-        servers=values["servers"] or max(2, min(4, os.cpu_count() or 1)),
+        servers=1 if values["writable"] else values["servers"] or max(2, min(4, os.cpu_count() or 1)),
         verify_always=values["verify"] == "always",
         sweep=not values["no_sweep"],
         passthrough=not values["no_passthrough"] and values["verify"] != "always",
@@ -269,6 +305,19 @@ def mount_settings(source: str, directory: str, **flags: str | bool | None) -> M
         data_budget_s=values["data_budget"],
         metadata_budget_s=values["metadata_budget"],
         driver=values["driver"],
+        outputs=_output_settings(values) if values["writable"] else None,
+    )
+
+
+def _output_settings(values: dict[str, Any]) -> OutputSettings:
+    return OutputSettings(
+        live_s=values["live"],
+        drain_timeout_s=values["drain_timeout"],
+        staging_size_bytes=values["staging_size"],
+        durable_close=values["durable_close"],
+        clobber=not values["no_clobber"],
+        storage_class=values["storage_class"],
+        sse=values["sse"],
     )
 
 

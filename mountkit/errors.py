@@ -3,7 +3,8 @@
     MountkitError
     ├── UsageError              2   the words on the command line or in a file make no sense
     ├── MountError              3   a directory cannot be mounted, unmounted or asked
-    │   └── MountBusy           4   somebody still works in it
+    │   ├── MountBusy           4   somebody still works in it
+    │   └── UploadsLeft         9   not everything that was written is in the bucket
     ├── HostError               5   this machine lacks something (FUSE, rights, disk, an engine)
     │   └── EngineError         6   the container engine does not do as asked
     │       └── ImageMissing    8   the image is neither here nor to be had
@@ -14,6 +15,8 @@
         ├── CredentialsError        there are none, or the server does not know or accept them
         ├── BucketMissing           no such bucket
         ├── WrongRegion             the bucket lives elsewhere; carries where
+        ├── UploadMissing           the multipart upload (or a part of it) is not there, or not any more
+        ├── StoreFull               a quota or the server's disk leaves no room
         ├── ObjectArchived          the object must be restored before it can be read
         ├── BadAnswer               the answer contradicts the request (length, range, ETag, XML)
         └── StoreUnavailable        no usable answer: refused, timed out, 5xx, SlowDown; worth a retry
@@ -61,6 +64,10 @@ class MountBusy(MountError):
     exit_code = 4
 
 
+class UploadsLeft(MountError):
+    exit_code = 9
+
+
 class HostError(MountkitError):
     exit_code = 5
 
@@ -105,6 +112,14 @@ class WrongRegion(StoreError):
     def __init__(self, sentence: str, hint: str = "", *, region: str = "") -> None:
         super().__init__(sentence, hint)
         self.region = region
+
+
+class UploadMissing(StoreError):
+    pass
+
+
+class StoreFull(StoreError):
+    errno = errno.ENOSPC
 
 
 class ObjectArchived(StoreError):

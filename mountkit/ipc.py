@@ -338,14 +338,24 @@ class Client:
         self._socket.close()
 
 
+class Receiver:
+    """The messages that come over a blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._assembler = sock, _Assembler()
+
+    def receive(self) -> Message:
+        """The next one. Raises ChannelClosed, TimeoutError."""
+        while True:
+            message = self._assembler.next()
+            if message is not None:
+                return message
+            data, ancillary, _, _ = self._socket.recvmsg(_CHUNK, socket.CMSG_SPACE(4 * _MAX_FDS))
+            if not data:
+                raise ChannelClosed("the other side closed the connection")
+            self._assembler.feed(data, ancillary)
+
+
 def receive_one(sock: socket.socket) -> Message:
-    """The next message of a blocking socket. Raises ChannelClosed, TimeoutError."""
-    assembler = _Assembler()
-    while True:
-        message = assembler.next()
-        if message is not None:
-            return message
-        data, ancillary, _, _ = sock.recvmsg(_CHUNK, socket.CMSG_SPACE(4 * _MAX_FDS))
-        if not data:
-            raise ChannelClosed("the other side closed the connection")
-        assembler.feed(data, ancillary)
+    """The next message of a blocking socket of which no other will come. Raises ChannelClosed, TimeoutError."""
+    return Receiver(sock).receive()

@@ -381,6 +381,14 @@ def _unmount(resolved: str, directory: str, *, force: bool) -> None:
         _wait_for_end(info.details["keeper_pid"])
 
 
+def refuse_if_used(info: MountInfo) -> None:
+    """Raises MountBusy naming who works in the mount, if somebody does."""
+    from mountkit.serve import holders
+
+    if by := holders.of_mount(info.directory, info.device):
+        raise _busy(info.directory, by)
+
+
 def _held_elsewhere(device: str) -> list[str]:
     """Who holds the mount in other namespaces, for longer than a container needs to change its root when it starts:
     until then each has every mount of the host."""

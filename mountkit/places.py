@@ -110,6 +110,11 @@ def open_state(cache_directory: str, name: str) -> int:
         os.close(own)
 
 
+def open_below(state_fd: int, name: str) -> int:
+    """A descriptor of a directory of its own inside a state directory, made where missing. Raises HostError."""
+    return _own_directory(f"/proc/self/fd/{state_fd}", name, what="cache directory")
+
+
 def check_cache(cache_directory: str) -> None:
     """Whether `open_state` could use that cache directory; makes nothing. Raises UsageError, HostError."""
     _outside_of_mounts(cache_directory)

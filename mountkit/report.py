@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mountkit.mounts import MountInfo
+from mountkit.outputs import Output
 
 
 def size(count: float) -> str:
@@ -65,6 +66,10 @@ def as_text(info: MountInfo) -> str:
         lines.append(
             f"  cache      {size(cache['bytes_used'])} of {size(cache['limit_bytes'])}{full} in {d['state_directory']}"
         )
+    if d.get("writable"):
+        o = d["outputs"]
+        failed = f"; {o['failed']} failed" if o.get("failed") else ""
+        lines.append(f"  outputs    {o.get('pending', 0)} to upload, {size(o.get('pending_bytes', 0))}{failed}")
     if requests:
         kinds = ", ".join(f"{requests[kind]} {kind.upper()}" for kind in ("get", "head", "list") if kind in requests)
         lines.append(f"  requests   {kinds}; {size(requests['bytes_received'])} received, {requests['errors']} failed")
@@ -120,4 +125,79 @@ def show_warm(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
             "when they are read (`--cache-size` gives it more room)",
             highlight=False,
         )
+    return last
+
+
+_SHOWN_DONE = 20
+
+
+def output_json(output: Output) -> dict[str, Any]:
+    """One line of `mountkit outputs --json`."""
+    names = ("state", "kind", "size", "sent_bytes", "reason", "etag", "checksum", "finished_at")
+    found = {name: getattr(output, name) for name in names}
+    return {"path": _text(output.path), "key": _text(output.key), **found}
+
+
+def outputs_text(found: list[Output]) -> str:
+    """What was written, a line each: what needs attention first, of what is done the newest."""
+    if not found:
+        return "nothing is staged"
+    ranks = {"abandoned": 0, "failed": 1, "uploading": 2, "staged": 3}
+    open_ones = sorted((o for o in found if o.state in ranks), key=lambda o: ranks[o.state])
+    done = [o for o in found if o.state not in ranks]
+    lines = [_output_line(output) for output in [*open_ones, *done[-_SHOWN_DONE:]]]
+    if len(done) > _SHOWN_DONE:
+        lines.append(f"… and {len(done) - _SHOWN_DONE} more that are done")
+    return "\n".join(lines)
+
+
+def _output_line(output: Output) -> str:
+    state = output.state
+    if state == "uploading" and output.size:
+        state += f" {100 * output.sent_bytes // output.size}%"
+    what = f" ({output.kind})" if output.kind != "put" else ""
+    reason = f": {output.reason}" if output.reason else ""
+    return f"{state:<14} {size(output.size):>9}  {_text(output.path)}{what}{reason}"
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def show_drain(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Shows what is still to be uploaded where stderr is a terminal; the last update is the result."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    last: dict[str, Any] = {}
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
+        *(TransferSpeedColumn(), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("uploading", total=None)
+        for update in updates:
+            last = update
+            if "pending" in update:
+                words = f"{update['pending']} left" + (f", {update['failed']} failed" if update["failed"] else "")
+                if update.get("trouble"):
+                    words += f" ({update['trouble']})"
+                progress.update(bar, total=update["bytes"], completed=update["bytes_done"], description=words)
+    return last
+
+
+def show_pull(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Shows how far a pull is where stderr is a terminal; the last update is the result."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    last: dict[str, Any] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("listing", total=None)
+        for last in updates:
+            words = f"{last['files_done']} of {last['files']}{'+' if last['listing'] else ''} files"
+            progress.update(bar, total=last["bytes"], completed=last["bytes_done"], description=words)
     return last

@@ -200,7 +200,7 @@ class Writer:
                 entries.append((directory, name, 2, inode, seen))
             else:
                 inode = self._allocate()
-                key, size, etag, mtime_ns, storage, version_id = info
+                key, size, etag, mtime_ns, storage, version_id = info[:6]
                 storage_class = None if storage == "STANDARD" else storage
                 objects.append((inode, key, pack_etag(etag), size, mtime_ns, version_id or None, storage_class))
                 entries.append((directory, name, 1, inode, seen))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import click
@@ -13,8 +13,10 @@ import click
 from mountkit.config import OPTIONS
 
 
-def mount_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+def mount_flags(command: Callable[..., Any], without: Container[str] = ()) -> Callable[..., Any]:
     for option in reversed(OPTIONS):
+        if option.name in without:
+            continue
         if option.parse is None:
             decorate = click.option(f"--{option.name}", is_flag=True, default=None, help=option.words)
         else:

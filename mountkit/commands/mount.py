@@ -102,19 +102,31 @@ def _passwd_credentials(path: str | None, settings: MountSettings) -> tuple[str,
 @click.option("--force", is_flag=True, help="Cut off whoever still works in it.")
 @click.option("--all", "every", is_flag=True, help="Every mount of mountkit.yaml that is mounted.")
 def unmount(directory: str | None, force: bool, every: bool) -> None:
-    """Unmount DIRECTORY (or the mount of mountkit.yaml that has this name) and end its processes."""
-    from mountkit import mountinfo, mounts, project
+    """Unmount DIRECTORY (or the mount of mountkit.yaml that has this name) and end its processes.
+
+    What was written there is brought to the bucket first; if that takes longer than the mount's drain-timeout, it stays
+    mounted and goes on uploading. --force does not wait: what is left goes on with the next mount.
+    """
+    from mountkit import mountinfo, project
 
     mounted = {point.directory for point in mountinfo.ours()}
     if directory is None and not every:
         raise missing("DIRECTORY")
     if directory is not None and not every:
         named = None if mountinfo.resolve(directory) in mounted else project.find_mount(directory)
-        mounts.unmount(named.directory if named else directory, force=force)
+        _unmount_one(named.directory if named else directory, force)
         return
     chosen = project.chosen_mounts(directory, every=every)
     found = [one for one in chosen if mountinfo.resolve(one.directory) in mounted]
-    _each(found, lambda one: mounts.unmount(one.directory, force=force))
+    _each(found, lambda one: _unmount_one(one.directory, force))
+
+
+def _unmount_one(directory: str, force: bool) -> None:
+    from mountkit import mounts, outputs, report
+
+    if not force:
+        outputs.drain_for_unmount(directory, show=report.show_drain)
+    mounts.unmount(directory, force=force)
 
 
 @click.command()

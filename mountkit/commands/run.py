@@ -25,11 +25,15 @@ def _run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _mount_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    return mount_flags(command, without=run_options.NO_MOUNT_FLAGS)
+
+
 @click.command(context_settings={"allow_interspersed_args": False})
 @_run_flags
 @click.option("--tty/--no-tty", default=None, help="Give the container a terminal (default: if this is one).")
 @click.option("--dry-run", is_flag=True, help="Print the `docker run` that does the same, secrets hidden, and stop.")
-@mount_flags
+@_mount_flags
 @click.argument("image")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(image: str, arguments: tuple[str, ...], dry_run: bool, **options: Any) -> None:

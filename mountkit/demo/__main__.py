@@ -63,6 +63,11 @@ class Stage:
         assert self.server
         return f"s3://{bucket.BUCKET}?endpoint={self.server.endpoint}"
 
+    @property
+    def reports(self) -> str:
+        assert self.server
+        return f"s3://{bucket.REPORTS}/sampling?endpoint={self.server.endpoint}"
+
     def environment(self) -> dict[str, str]:
         """Ours, with the demo's credentials in place of any of the user's own."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -187,9 +192,11 @@ def _run_container(stage: Stage, sums: dict[str, str]) -> None:
     with _step(stage, f"Run a container over it that chooses the {SAMPLES} most different pictures"):
         _command([sys.executable, str(_BUILD)], stage)
         # As a bucket, not as the directory: the run mounts it itself, with the same cache, and its receipt tells more.
-        places = ["--input", stage.source, "--cache", stage.cache, "--output", stage.output]
+        # The output is a bucket, too: the run ends once all of it is there.
+        places = ["--input", stage.source, "--cache", stage.cache, "--output", stage.reports]
         _mountkit(stage, "run", *places, IMAGE, "token=demo", f"n_samples={SAMPLES}")
-    with _step(stage, "Look at what it left, and at the receipt of the run"):
+    with _step(stage, "Fetch what it left in the bucket, and look at the receipt of the run"):
+        _mountkit(stage, "pull", stage.reports, stage.output)
         results = next(Path(stage.output).glob("*/*"))
         for path in sorted(path for path in results.rglob("*") if path.is_file()):
             size = report.size(path.stat().st_size)
@@ -216,7 +223,7 @@ def _check_results(results: Path, sums: dict[str, str]) -> None:
 def _show_receipt(receipt: dict[str, Any]) -> None:
     console.print(f"   [green]$ cat …/runs/{receipt['id']}/receipt.json[/]")
     console.print(f"   │ {receipt['command']}", soft_wrap=True, markup=False, style="dim")
-    for name in ("exit_code", "seconds", "image_id", "inputs", "secrets"):
+    for name in ("exit_code", "seconds", "image_id", "inputs", "outputs", "secrets"):
         text = json.dumps(receipt.get(name))
         console.print(
             f"   │ {name}: {text[:300]}{'…' if len(text) > 300 else ''}", soft_wrap=True, markup=False, style="dim"
@@ -291,7 +298,7 @@ def _how_to_explore(stage: Stage) -> None:
         f"export AWS_ENDPOINT_URL={stage.server.endpoint} PATH={os.path.dirname(sys.executable)}:$PATH",
         f"ls {stage.directory}/train",
         "mountkit status",
-        f"mountkit run --input {stage.directory} --output {stage.output} {IMAGE} token=demo n_samples=0.1",
+        f"mountkit run --input {stage.directory} --output '{stage.reports}' {IMAGE} token=demo n_samples=0.1",
     ]
     console.print("\nEverything is left as it is. To explore:")
     for command in commands:

@@ -26,6 +26,8 @@ from typing import Any
 from mountkit.errors import HostError
 
 BUCKET = "demo"
+REPORTS = "demo-reports"
+"""Where the container's output goes."""
 CLASSES = 30
 PICTURES_PER_CLASS = 100
 TORN, TWICE = "train/class00/torn.jpg", "train/class00/twice.jpg"
@@ -131,6 +133,7 @@ def _make_bucket(server: Server) -> None:
                     f"SeaweedFS did not answer within {_READY_S:g} s: {exc}", f"its log says why: {server.log}"
                 ) from exc
             time.sleep(0.2)
+    client.create_bucket(Bucket=REPORTS)
 
 
 def _free_ports(number: int) -> list[int]:

@@ -135,6 +135,7 @@ async def _serve(channel: Channel, start: Message) -> None:
         async with ipc.listening(socket_path) as listener, trio.open_nursery() as nursery:
             await nursery.start(service.lister.run)
             await nursery.start(service.fetcher.run)
+            nursery.start_soon(service.outputs.run)
             nursery.start_soon(Housekeeper(settings, catalog, cache, service.fetcher).run)
 
             def place() -> Message:

@@ -22,6 +22,7 @@ from mountkit.ipc import Message, Progress
 from mountkit.mover.ahead import ListingAhead
 from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
 from mountkit.mover.inquiry import inquire
+from mountkit.mover.outputs import Outputs
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
 from mountkit.mover.sweeper import Sweeper
@@ -61,6 +62,7 @@ class Service:
             on_landed=self._landed,
         )
         store.on_slow_down = self._queue.slow_down
+        self.outputs = Outputs(settings, state_fd, store, catalog, self.lister, self.fetcher)
         self._readahead = Readahead()
         self.trace = Trace(catalog, state_fd)
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
@@ -96,6 +98,7 @@ class Service:
             "limit": self._limit,
             "doubt": self._doubt,
             "stats": self._stats,
+            **self.outputs.operations,
         }
 
     async def handle(self, request: Message, progress: Progress) -> Message | dict[str, Any]:
@@ -322,11 +325,14 @@ class Service:
                 self._mended()
         queue = self._queue.statistics()
         reasons = [text for text in (self.lister.unreachable or self._store.trouble, self._trouble) if text]
+        outputs, more = self.outputs.statistics()
+        reasons += more
         return {
             "pid": os.getpid(),
             "pss_bytes": processes.pss_bytes(),
             "degraded": reasons,
             "cache": usage,
+            "outputs": outputs,
             "requests": asdict(self._store.statistics()),
             "mover": {"queue": asdict(queue), "errors": self._errors, "last_error": self._last_error},
         }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mountkit import __version__
+from mountkit.errors import MountkitError
 from mountkit.run import records, secret_files
 from mountkit.run.engine import ContainerExit
 from mountkit.run.shared_mounts import Mounter, SharedMounts
@@ -40,13 +41,16 @@ def close_run(
         if one.get("mounted"):
             shown |= _used(run, one, mounter, mounts)
         inputs.append(shown)
+    outputs, left = _outputs(run, mounter, said)
     mounted = dict.fromkeys(one["directory"] for one in record.get("inputs") or () if one.get("mounted"))
+    mounted |= dict.fromkeys(one["directory"] for one in record.get("outputs") or () if one.get("mounted"))
     for directory in reversed(mounted):
-        said += mounts.release(directory, run)
+        said += mounts.release(directory, run, force=directory in left)
     if ended is None and not (record.get("times") or {}).get("started") and not failure:
         run.forget()
     else:
-        run.write_receipt(_receipt(record, ended, inputs, said, failure=failure, collected=collected))
+        receipt = _receipt(record, ended, inputs, said, failure=failure, collected=collected)
+        run.write_receipt({**receipt, "outputs": outputs, "outputs_left": bool(left)})
     return said
 
 
@@ -62,6 +66,28 @@ def _used(run: records.Run, one: dict[str, Any], mounter: Mounter, mounts: Share
     return {**used, "shared": mounts.was_shared(one["directory"], run)}
 
 
+def _outputs(run: records.Run, mounter: Mounter, said: list[str]) -> tuple[list[dict[str, Any]], set[str]]:
+    """The outputs as a receipt shows them, and the mounts of which not everything has reached the bucket."""
+    record = run.record
+    found: list[dict[str, Any]] = []
+    left: set[str] = set()
+    for one in record.get("outputs") or ():
+        if not one.get("mounted"):
+            found.append(one)
+            continue
+        shown = {name: one[name] for name in ("source", "target")}
+        since = (record.get("times") or {}).get("created", 0.0)
+        try:
+            objects, problem = mounter.uploaded(one["directory"], since, record.get("drain_timeout_s", 0.0))
+        except (MountkitError, OSError) as exc:
+            objects, problem = [], f"the output {one['source']} cannot be asked: {exc}"
+        if problem:
+            left.add(one["directory"])
+            said.append(f"error: {problem}")
+        found.append({**shown, "objects": objects, **({"left": problem} if problem else {})})
+    return found, left
+
+
 def _receipt(
     record: dict[str, Any],
     ended: ContainerExit | None,
@@ -74,7 +100,7 @@ def _receipt(
     times = dict(record.get("times") or {})
     times["ended"] = time.time()
     started = times.get("started")
-    kept = ("id", "name", "image", "image_id", "image_digest", "command", "request", "detached", "outputs", "rerun_of")
+    kept = ("id", "name", "image", "image_id", "image_digest", "command", "request", "detached", "rerun_of")
     return {
         "mountkit": __version__,
         **{name: record[name] for name in kept if record.get(name) not in (None, "")},

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from mountkit import mountinfo
-from mountkit.errors import EngineError, HostError, MountError, UsageError
+from mountkit.errors import EngineError, HostError, MountError, UploadsLeft, UsageError
 from mountkit.run import detach, orphans, pulling, secret_files
 from mountkit.run import plan as plans
 from mountkit.run.answering import must_answer
@@ -57,6 +57,16 @@ class Mounts:
         from mountkit import mounts
 
         mounts.unmount(directory, force=force)
+
+    def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
+        from mountkit import outputs, report
+
+        place = outputs.find(directory, "")
+        try:
+            outputs.drain(place, timeout_s=timeout_s, show=report.show_drain)
+        except UploadsLeft as exc:
+            return outputs.uploaded(place, since), f"{exc.sentence}; {exc.hint}"
+        return outputs.uploaded(place, since), ""
 
     def state(self, path: str) -> str:
         from mountkit import mounts
@@ -122,7 +132,12 @@ def dry_run(wanted: RunDefaults, *, mounter: Mounter | None = None, engine: Engi
         wanted,
         run_id="ID",
         inputs=[(places[i.source], i.target) for i in wanted.inputs],
-        outputs=[(o.directory, o.target) for o in wanted.outputs],
+        outputs=[
+            (mounts.directory(o.directory, {**wanted.mount_options, "writable": True}), o.target)
+            if o.is_bucket
+            else (o.directory, o.target)
+            for o in wanted.outputs
+        ],
         binds=binds,
     )
     exported = [secret for secret in wanted.secrets if secret.variable]
@@ -166,7 +181,7 @@ class _Runner:
         orphans.collect(lambda: engine, self._mounter, self._mounts, note)
         wanted = settle_gpus(self._wanted, engine)
         directories = {i.source: self._answering(i.source) for i in wanted.inputs if i.is_directory}
-        outputs = [(_writable_directory(output), output.target) for output in wanted.outputs]
+        outputs = [(_writable_directory(one), one.target) for one in wanted.outputs if not one.is_bucket]
         secrets = {secret.name: secret_files.read(secret) for secret in wanted.secrets}
         try:
             with _signals_raise() as signals:
@@ -189,7 +204,7 @@ class _Runner:
         except _Stopped as exc:
             return 128 + exc.number
         _tell(ended, wanted)
-        return ended.code
+        return ended.code or outputs_code(job.run.receipt)
 
     def _execute(
         self, job: Job, secrets: Mapping[str, bytes], started: Callable[[str], None], *, show: bool
@@ -224,6 +239,11 @@ def settle_gpus(wanted: RunDefaults, engine: Engine) -> RunDefaults:
         )
     note("no GPU runtime here: the container runs without GPUs")
     return replace(wanted, gpus=None)
+
+
+def outputs_code(receipt: Mapping[str, Any]) -> int:
+    """The exit code of a run whose container ended well: another one where its outputs are not in the bucket."""
+    return UploadsLeft.exit_code if receipt.get("outputs_left") else 0
 
 
 def _tell(ended: ContainerExit, wanted: RunDefaults) -> None:

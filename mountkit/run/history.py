@@ -146,7 +146,7 @@ def wait(word: str) -> int:
     code = run.receipt.get("exit_code")
     if code is None:
         raise MountError(f"nobody knows how the container of run {run.id} ended", f"its receipt lies in {run.path}")
-    return int(code)
+    return int(code) or command.outputs_code(run.receipt)
 
 
 def rerun(word: str) -> int:

@@ -60,7 +60,8 @@ class Job:
             "stop_timeout_s": stop_timeout(wanted),
             "memory_bytes": wanted.memory_bytes or 0,
             "inputs": inputs,
-            "outputs": [{"directory": directory, "target": target} for directory, target in outputs],
+            "outputs": [*({"directory": path, "target": target} for path, target in outputs), *self._bucket_outputs()],
+            "drain_timeout_s": drain_timeout(wanted),
             "secrets": sorted(self._secret_values),
             "secrets_directory": secret_files.place(run_id) if secret_values else "",
             "times": {"created": time.time()},
@@ -80,13 +81,18 @@ class Job:
                 self._directories[one.source] = self._mounts.take(one.source, self._options(one), self.run)
             directory = self._directories[one.source]
             written["before"] = records.mount_counters(self._mounter.details(directory))
+        outputs = list(self._outputs)
+        for output in self._wanted.outputs:
+            if output.is_bucket:
+                options = self._output_options()
+                outputs.append((self._mounts.take(output.directory, options, self.run, "output"), output.target))
         self._record["times"]["mounted"] = time.time()
         binds, entrypoint = self._secrets()
         made = plan.plan(
             self._wanted,
             run_id=self.id,
             inputs=[(self._directories[i.source], i.target) for i in self._wanted.inputs],
-            outputs=self._outputs,
+            outputs=outputs,
             binds=binds,
         )
         if entrypoint:
@@ -132,6 +138,17 @@ class Job:
         directory = self._mounts.directory(one.source, self._options(one))
         return {"source": one.source, "target": one.target, "directory": directory, "mounted": True}
 
+    def _bucket_outputs(self) -> list[dict[str, Any]]:
+        found = []
+        for one in self._wanted.outputs:
+            if one.is_bucket:
+                directory = self._mounts.directory(one.directory, self._output_options())
+                found.append({"source": one.directory, "target": one.target, "directory": directory, "mounted": True})
+        return found
+
+    def _output_options(self) -> dict[str, str | bool]:
+        return {**self._wanted.mount_options, "writable": True}
+
     def _options(self, one: Input) -> dict[str, str | bool]:
         return {**one.options, **self._wanted.mount_options}
 
@@ -168,6 +185,10 @@ def with_entrypoint(made: ContainerPlan, entrypoint: tuple[str, ...], image: Ima
 
 def stop_timeout(wanted: RunDefaults) -> float:
     return plan.DEFAULT_STOP_TIMEOUT_S if wanted.stop_timeout_s is None else wanted.stop_timeout_s
+
+
+def drain_timeout(wanted: RunDefaults) -> float:
+    return plan.DEFAULT_DRAIN_TIMEOUT_S if wanted.drain_timeout_s is None else wanted.drain_timeout_s
 
 
 def process_started(pid: int) -> int:

@@ -52,7 +52,11 @@ RUN_OPTIONS: tuple[RunOption, ...] = (
     RunOption(
         "input", "inputs", words.parse_input, "SRC[:DEST]", "Bucket or directory to read; read-only there.", True
     ),
-    RunOption("output", "outputs", words.parse_output, "DIR[:DEST]", "Directory the container may write to.", True),
+    RunOption(
+        *("output", "outputs", words.parse_output, "DIR[:DEST]"),
+        "Directory or s3:// URL the container may write to; a bucket has all of it before the run ends.",
+        True,
+    ),
     RunOption(
         "volume", "volumes", words.parse_volume, "SRC:DEST[:ro]", "Anything else of this host to show.", True, "-v"
     ),
@@ -94,7 +98,9 @@ RUN_OPTIONS: tuple[RunOption, ...] = (
     ),
 )
 _BY_NAME = {option.name: option for option in RUN_OPTIONS}
-_MOUNT_NAMES = {option.name for option in MOUNT_OPTIONS}
+NO_MOUNT_FLAGS = frozenset({"writable", *_BY_NAME})
+"""Options of a mount that a run decides itself: outputs are writable, inputs are not."""
+_MOUNT_NAMES = {option.name for option in MOUNT_OPTIONS} - NO_MOUNT_FLAGS
 
 
 def wanted(

@@ -48,10 +48,12 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a container writes: a directory of this host."""
+    """Where a container writes: a directory of this host, or a bucket that is mounted for it."""
 
     directory: str
+    """An absolute path on this host; of a bucket its URL."""
     target: str
+    is_bucket: bool = False
 
 
 @dataclass(frozen=True, slots=True)

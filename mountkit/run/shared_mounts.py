@@ -41,6 +41,10 @@ class Mounter(Protocol):
         """Unmounts. Raises MountBusy, MountkitError."""
         ...
 
+    def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
+        """Waits until everything written there is in the bucket: what was put since then, and why not all of it."""
+        ...
+
     def state(self, path: str) -> str:
         """The state of the mount of ours that `path` lies in; "" if it lies in none."""
         ...
@@ -62,7 +66,7 @@ class SharedMounts:
         """Where that mount is or would be."""
         return os.path.join(self._base, self._mounter.key(source, options), "mnt")
 
-    def take(self, source: str, options: Options, run: records.Run) -> str:
+    def take(self, source: str, options: Options, run: records.Run, what: str = "input") -> str:
         """The directory the source is mounted at, answering, until `release`. Raises MountkitError.
 
         Whatever interrupts it, nothing of this run is left.
@@ -75,8 +79,8 @@ class SharedMounts:
                 try:
                     os.makedirs(directory, mode=0o700, exist_ok=True)
                     if self._mounter.state(directory) in ("", "dead"):
-                        self._mount(source, directory, options)
-                    must_answer(directory, f"the input `{source}`")
+                        self._mount(source, directory, options, what)
+                    must_answer(directory, f"the {what} `{source}`")
                 except BaseException:
                     self._leave(home, run, say=lambda _: None)
                     raise
@@ -84,13 +88,16 @@ class SharedMounts:
             raise HostError(f"cannot use the directory {home}: {os.strerror(exc.errno or 0)}") from exc
         return directory
 
-    def release(self, directory: str, run: records.Run) -> list[str]:
-        """This run uses it no more; the last one unmounts it, busy or not. What went wrong, as sentences."""
+    def release(self, directory: str, run: records.Run, *, force: bool = False) -> list[str]:
+        """This run uses it no more; the last one unmounts it, busy or not. What went wrong, as sentences.
+
+        `force`: without waiting for uploads.
+        """
         said: list[str] = []
         home = os.path.dirname(directory)
         try:
             with self._locked(home, make=False):
-                self._leave(home, run, say=said.append)
+                self._leave(home, run, say=said.append, force=force)
         except FileNotFoundError:
             pass
         except OSError as exc:
@@ -110,11 +117,11 @@ class SharedMounts:
             return sorted(os.listdir(os.path.join(os.path.dirname(directory), "users")))
         return []
 
-    def _mount(self, source: str, directory: str, options: Options) -> None:
+    def _mount(self, source: str, directory: str, options: Options, what: str) -> None:
         try:
             self._mounter.mount(source, directory, options)
         except MountkitError as exc:
-            exc.sentence = f"cannot mount the input `{source}`: {exc.sentence}"
+            exc.sentence = f"cannot mount the {what} `{source}`: {exc.sentence}"
             if isinstance(exc, StoreError) and os.path.isdir(source):
                 exc.hint = f"if you mean the directory {source} of this host, write ./{source}"
             raise
@@ -130,26 +137,26 @@ class SharedMounts:
                 with open(os.path.join(home, "users", user), "ab") as file:
                     file.write(_SHARED)
 
-    def _leave(self, home: str, run: records.Run, *, say: Any) -> None:
+    def _leave(self, home: str, run: records.Run, *, say: Any, force: bool = False) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(home, "users", run.id))
         if (fd := self._locks.pop((home, run.id), None)) is not None:
             os.close(fd)
         if any(_counts(os.path.join(home, "users", name)) for name in self.users(os.path.join(home, "mnt"))):
             return
-        self._unmount(os.path.join(home, "mnt"), say)
+        self._unmount(os.path.join(home, "mnt"), say, force)
         for name in ("users", "mnt"):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(os.path.join(home, name))
         os.unlink(os.path.join(home, "lock"))
         os.rmdir(home)
 
-    def _unmount(self, directory: str, say: Any) -> None:
+    def _unmount(self, directory: str, say: Any, force: bool) -> None:
         """Undoes one mount, busy or not; what cannot be undone is said, and changes no exit code."""
         try:
             if self._mounter.state(directory):
                 try:
-                    self._mounter.unmount(directory)
+                    self._mounter.unmount(directory, force=force)
                 except MountBusy as exc:
                     say(f"{exc.sentence}; cutting it off, as the run has ended")
                     self._mounter.unmount(directory, force=True)

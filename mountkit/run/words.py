@@ -33,13 +33,11 @@ def parse_input(text: str) -> Input:
 
 
 def parse_output(text: str) -> Output:
-    """What `DIR[:DEST]` means. Raises UsageError."""
+    """What `DIR[:DEST]` or `s3://BUCKET/PREFIX[:DEST]` means; a bucket is always a URL here. Raises UsageError."""
     directory, target = _split(text, "--output")
     if "://" in directory:
-        raise UsageError(
-            f"--output: `{directory}` is a bucket, and outputs go to plain directories for now",
-            "write to a directory and upload it afterwards",
-        )
+        parse_source(directory)
+        return Output(directory, target, is_bucket=True)
     return Output(_host_directory(directory, "--output"), target)
 
 

@@ -44,6 +44,8 @@ class Control:
         """The mount shall end."""
         self.session_gone = trio.Event()
         """The kernel has ended the session."""
+        self.drains = settings.outputs is not None
+        """Whether the end waits for uploads."""
         self.rest = trio.Event()
         """This process shall end; the session stays with systemd, for the next one it starts."""
         self.retire = trio.Event()
@@ -101,6 +103,7 @@ class Control:
     async def _unmount(self, *, force: bool) -> dict[str, Any]:
         directory = self.mounted.directory
         if force:
+            self.drains = False
             session.abort(self.mounted.device)
             await trio.to_thread.run_sync(lambda: session.unmount(directory, lazy=True))
             self.session_gone.set()
@@ -157,6 +160,9 @@ class Control:
             "passthrough_reason": self._why_no_passthrough(),
             "reads": reads,
             "cache": mover.get("cache", {}),
+            "writable": self.settings.outputs is not None,
+            "drain_timeout_s": self.settings.outputs.drain_timeout_s if self.settings.outputs else 0.0,
+            "outputs": mover.get("outputs", {}),
             "requests": mover.get("requests", {}),
             "mover": mover.get("mover", {}),
             "restarts": {"server": self._servers.restarts, "mover": self._mover.restarts},

@@ -95,6 +95,7 @@ class Presentation:
     passthrough: bool
     data_budget_s: float = 60.0
     metadata_budget_s: float = 10.0
+    writable: bool = False
 
 
 class _Now(Protocol[T]):
@@ -130,8 +131,9 @@ class InputFileSystem:
         """Set when the catalog could not be read."""
         self.is_barred: Callable[[int], bool] = lambda _: False
         """Whether a sealed file's inode must not be opened natively for now."""
-        self._file_mode = stat.S_IFREG | (0o444 & ~show.umask)
-        self._directory_mode = stat.S_IFDIR | (0o555 & ~show.umask)
+        write = 0o200 if show.writable else 0
+        self._file_mode = stat.S_IFREG | ((0o444 | write) & ~show.umask)
+        self._directory_mode = stat.S_IFDIR | ((0o555 | write) & ~show.umask)
 
     def show_sealed(self, really: bool) -> None:
         """Whether files that are sealed show as such from now on, to be opened natively."""
@@ -193,6 +195,15 @@ class InputFileSystem:
             return self._file_attributes(self._file(inode).row, sealed=False), math.inf
         except CatalogUnavailable:
             raise self._not_now() from None
+
+    def found_of(self, row: ObjectRow, timeout_s: float) -> Found:
+        """What a lookup of this object version answers."""
+        file = self._remember(row)
+        return self._found_file(file, timeout_s, sealed=self._is_sealed(file))
+
+    def note_doubt(self) -> None:
+        """The catalog could not be read: the mover shall look at it."""
+        self._doubted.set()
 
     # ---- directories ---------------------------------------------------------------------------------------
     def open_directory(self, inode: int) -> bool:

@@ -20,9 +20,9 @@ import trio
 
 from mountkit import errors, ipc, logs, mountinfo, places, processes
 from mountkit.config import MountSettings
-from mountkit.errors import HostError, MountBusy, MountError, MountkitError
+from mountkit.errors import HostError, MountBusy, MountError, MountkitError, UploadsLeft
 from mountkit.ipc import Channel, ChannelClosed, Message
-from mountkit.serve import locks, session
+from mountkit.serve import locks, session, writer_lock
 from mountkit.serve.control import Control
 from mountkit.serve.kept_session import KeptSession
 from mountkit.serve.mover_host import MoverHost
@@ -51,6 +51,10 @@ class Keeper:
         self._supervision = supervision or Supervision(None)
         self._undo = False
         """Whether the mount was made by us and nobody has been told of it: then it goes if we fail."""
+        self._gone = False
+        """Whether the mount has ended and its servers with it."""
+        self.uploads_left = False
+        """Whether the mount ended before everything was in the bucket."""
 
     async def run(self, report: Channel | None) -> None:
         """Mounts and keeps the mount until it is unmounted. Raises MountkitError if it cannot be mounted."""
@@ -59,6 +63,8 @@ class Keeper:
         with contextlib.ExitStack() as stack:
             state = StateDirectory.open(self.settings)
             stack.callback(state.close)
+            if self.settings.outputs is not None:
+                writer_lock.check(state.fd, str(self.settings.source))
             if report is not None:
                 logs.to_state_directory(state.fd)
             shared_fd = SharedMemory.create()
@@ -155,7 +161,13 @@ class Keeper:
 
     def _mount(self) -> Session:
         s = self.settings
-        mounted = session.mount(s.directory, source=str(s.source), allow_other=s.allow_other, executable=s.executable)
+        mounted = session.mount(
+            s.directory,
+            source=str(s.source),
+            allow_other=s.allow_other,
+            executable=s.executable,
+            writable=s.outputs is not None,
+        )
         os.set_inheritable(mounted.fd, False)
         return mounted
 
@@ -166,7 +178,9 @@ class Keeper:
         control = self._control = Control(self.settings, self._state, mounted, self._servers, self._mover, self._shared)
         socket_path = places.keeper_socket(mounted.device)
         async with contextlib.AsyncExitStack() as stack:
-            # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's.
+            # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's, and at
+            # last the waiting for uploads: the kernel may have given the device number to another mount by then.
+            stack.push_async_callback(self._part)
             try:
                 # The kernel gives the device number of a mount that has just ended to the next one: its keeper gets
                 # the time to end. A keeper that adopts does not wait: whoever has the lock has adopted already.
@@ -202,6 +216,7 @@ class Keeper:
             "init": self._mounted.init.hex(),
             "device": self._mounted.device,
             "passthrough": self._control.passthrough,
+            "writable": s.outputs is not None,
             "mover_socket": self._mover.socket_path,
             "region": self._mover.region,
             "keeper_socket": socket_path,
@@ -282,8 +297,34 @@ class Keeper:
                         await self._servers.session_ended.wait()
                 self._servers.kill()
                 await trio.to_thread.run_sync(_take_away, self._mounted)
-                await self._mover.goodbye()
+                self._gone = True
         log.info("%s is unmounted", self._mounted.directory)
+
+    async def _part(self) -> None:
+        """The mount is gone: lets the mover finish its uploads, then leaves it."""
+        if not self._gone:
+            return
+        with trio.CancelScope(shield=True):
+            if self._control.drains:
+                async with self._supervision.stopping("uploading what is left"):
+                    await self._drain()
+            await self._mover.goodbye()
+
+    async def _drain(self) -> None:
+        """Waits until what was written is in the bucket, for as long as was agreed; what is left says the log."""
+        assert self.settings.outputs is not None
+        budget_s = self.settings.outputs.drain_timeout_s
+        try:
+            answer = (await self._mover.link.call("drain", budget_s=budget_s)).body
+        except MountkitError as exc:
+            log.error("not everything is in the bucket: %s; the next mount of this cache goes on", exc)
+            self.uploads_left = True
+            return
+        if answer["left"] or answer["failed"]:
+            why = next((error["sentence"] for error in answer["errors"].values() if error), "")
+            count = answer["left"] + answer["failed"]
+            log.error("%d operations did not reach the bucket: %s; the next mount of this cache goes on", count, why)
+            self.uploads_left = True
 
 
 async def _report(report: Channel, body: dict[str, Any]) -> None:
@@ -322,8 +363,9 @@ async def _main(fds: Sequence[int]) -> int:
     secrets_fd = start.fds[0] if start.fds else None
     if start.body.get("foreground"):
         return await _in_foreground(settings, secrets_fd)
+    keeper = Keeper(settings, secrets_fd=secrets_fd)
     try:
-        await Keeper(settings, secrets_fd=secrets_fd).run(channel)
+        await keeper.run(channel)
     except (MountkitError, BaseExceptionGroup) as exc:
         error = errors.named(exc)
         if error is None:
@@ -333,7 +375,7 @@ async def _main(fds: Sequence[int]) -> int:
         except ChannelClosed:
             log.error("%s", error)  # nobody is left to tell
         return error.exit_code
-    return 0
+    return UploadsLeft.exit_code if keeper.uploads_left else 0
 
 
 async def _in_foreground(settings: MountSettings, secrets_fd: int | None) -> int:
@@ -355,7 +397,7 @@ async def _in_foreground(settings: MountSettings, secrets_fd: int | None) -> int
             return supervision.starts_anew(error)
         print(errors.two_lines(error), file=sys.stderr)  # noqa: T201
         return supervision.failed(error)
-    return 0
+    return UploadsLeft.exit_code if keeper.uploads_left else 0
 
 
 async def _adopt(start: Message, channel: Channel) -> int:

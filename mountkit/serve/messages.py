@@ -19,7 +19,7 @@ NOTIFY_INVAL_ENTRY, NOTIFY_RESEND = 3, 7
 FOPEN_KEEP_CACHE, FOPEN_CACHE_DIR, FOPEN_NOFLUSH, FOPEN_PASSTHROUGH = 1 << 1, 1 << 3, 1 << 5, 1 << 7
 READDIRPLUS_AUTO = 1 << 14
 """The kernel asks for attributes with the names only where somebody wants them."""
-INIT_EXT = 1 << 30
+HANDLE_KILLPRIV_V2, INIT_EXT = 1 << 28, 1 << 30
 PASSTHROUGH_FLAG2 = 1 << 5  # FUSE_PASSTHROUGH is bit 37 of the 64 flags
 MAX_STACK_DEPTH = 2
 
@@ -87,6 +87,12 @@ def opened(unique: int, handle: int, flags: int, backing_id: int = 0) -> bytes:
     return _OPEN_OUT.pack(_OPEN_OUT.size, 0, unique, handle, flags, backing_id)
 
 
+def entry_record(values: Attributes, entry_s: float, attributes_s: float) -> bytes:
+    """The body of an answer that names an inode."""
+    (s, ns), (attr_s, attr_ns) = _timeout(entry_s), _timeout(attributes_s)
+    return _ENTRY.pack(values.inode, 0, s, attr_s, ns, attr_ns) + _ATTR.pack(*_attr(values))
+
+
 def failed(unique: int, errno: int) -> bytes:
     """Answer to anything: it failed with `errno` (positive), or is done where `errno` is 0."""
     return OUT_HEADER.pack(OUT_HEADER.size, -errno, unique)
@@ -137,14 +143,22 @@ def kernel_offers_passthrough(init_request: bytes) -> bool:
     return bool(flags & INIT_EXT and flags2 & PASSTHROUGH_FLAG2)
 
 
-def patched_init_reply(reply: bytes, *, passthrough: bool, plain_readdir: bool = False) -> bytes:
+def patched_init_reply(
+    reply: bytes, *, passthrough: bool, plain_readdir: bool = False, writable: bool = False
+) -> bytes:
     """libfuse's answer to INIT with what it cannot say: more requests in the background, passthrough, and
-    `plain_readdir`, that names may be asked for without attributes."""
+    `plain_readdir`, that names may be asked for without attributes.
+
+    A writable mount promises to clear set-user-id bits itself (it is mounted nosuid): else the kernel asks for
+    `security.capability` before every single write, also in passthrough.
+    """
     patched = bytearray(reply)
     fields = list(_INIT_OUT.unpack_from(patched, OUT_HEADER.size))
     fields[4], fields[5] = 64, 48  # max_background, congestion_threshold
     if plain_readdir:
         fields[3] |= READDIRPLUS_AUTO
+    if writable:
+        fields[3] |= HANDLE_KILLPRIV_V2
     if passthrough:
         fields[3] |= INIT_EXT
         fields[10] |= PASSTHROUGH_FLAG2

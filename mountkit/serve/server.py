@@ -20,9 +20,12 @@ from mountkit.cache.reader import CacheReader
 from mountkit.catalog.view import CatalogView
 from mountkit.config import MountSettings
 from mountkit.ipc import Channel, ChannelClosed, Message
-from mountkit.serve import fuse, succession
+from mountkit.serve import fuse, session, succession
 from mountkit.serve.input_fs import InputFileSystem, Presentation
 from mountkit.serve.mover_link import MoverLink
+from mountkit.serve.output_responder import OutputResponder
+from mountkit.serve.output_upkeep import Upkeep
+from mountkit.serve.outputs import open_outputs
 from mountkit.serve.responder import Responder
 from mountkit.serve.server_pool import MISMATCH
 from mountkit.serve.shared import ServerCounters, SharedMemory
@@ -76,6 +79,8 @@ async def _main(channel_fd: int) -> int:
         bytes.fromhex(body["init"]),
         first=body["first"],
         passthrough=body["passthrough"],
+        writable=settings.outputs is not None,
+        buffer=None if settings.outputs is None else shared.request_buffer(),
         expected_shape=body.get("shape"),
         on_ready=on_ready,
         before_wait=before_wait,
@@ -89,6 +94,7 @@ async def _main(channel_fd: int) -> int:
         body["passthrough"] and not body["stand_in"],  # a disk that fails is read through us, who can go around it
         settings.data_budget_s,
         settings.metadata_budget_s,
+        writable=settings.outputs is not None,
     )
     view, cache = CatalogView.open(catalog_fd), CacheReader.open(state_fd)
     files: InputFileSystem
@@ -101,6 +107,20 @@ async def _main(channel_fd: int) -> int:
     mover = MoverLink(body["mover_socket"], on_place=follow)
     files = InputFileSystem(view, cache, mover, show, counters, tracing=Tracing(state_fd))
     responder = Responder(wire, files, shared, slot)
+    upkeep: Upkeep | None = None
+    if settings.outputs is not None:
+        outputs, upkeep = open_outputs(
+            state_fd,
+            files,
+            view,
+            mover,
+            show,
+            settings.outputs,
+            directory=settings.directory,
+            source=str(settings.source),
+            first=body["first"],
+        )
+        responder = OutputResponder(wire, outputs, files, shared, slot, passthrough=body["passthrough"])
     wire.answer_raw(responder.handlers())
     # Not `fuse_fd` itself: under that number libfuse finds a socket while it is handed a request.
     state = succession.State(body, [wire.kernel, *start.fds[1:]], channel)
@@ -117,10 +137,16 @@ async def _main(channel_fd: int) -> int:
         nursery.start_soon(files.voice_doubts)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
+        if isinstance(responder, OutputResponder) and not body["first"] and not session.can_resend(settings):
+            responder.do_again()
+        if upkeep is not None:
+            nursery.start_soon(upkeep.run)
         nursery.start_soon(report_ready)
         nursery.start_soon(succession.follow_keeper, state)
         await fuse.serve(wire, files, fuse_fd)
         before_wait()
+        if upkeep is not None:
+            await upkeep.finish()
         with contextlib.suppress(ChannelClosed):
             await state.channel.send({"ended": True})
         nursery.cancel_scope.cancel()

@@ -253,6 +253,8 @@ class ServerPool:
         try:
             if self._resend and session.resend(self._fuse_fd):
                 return
+            if self._start.get("writable"):
+                return  # its next server has done again what was in flight
             others = {unique for slot in range(self._count) if slot != dead for unique in shared.in_flight(slot)}
             session.fail_in_flight(self._fuse_fd, shared.in_flight(dead), shared.newest_unique(dead), others)
             shared.clear_in_flight(dead)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import select
 import shutil
 import socket
@@ -18,6 +19,7 @@ import subprocess
 from dataclasses import dataclass
 
 from mountkit import mountinfo
+from mountkit.config import MountSettings
 from mountkit.errors import HostError, MountBusy, MountError
 from mountkit.serve import messages
 
@@ -68,9 +70,18 @@ def _user_allow_other() -> bool:
         return False
 
 
-def mount(directory: str, *, source: str, allow_other: bool, executable: bool = True) -> Session:
+def mount(
+    directory: str, *, source: str, allow_other: bool, executable: bool = True, writable: bool = False
+) -> Session:
     """Mounts at `directory` and takes the kernel's INIT request. Raises MountError."""
-    options = ["ro", "nosuid", "nodev", "default_permissions", f"fsname={escape(source)}", "subtype=mountkit"]
+    options = [
+        "rw" if writable else "ro",
+        "nosuid",
+        "nodev",
+        "default_permissions",
+        f"fsname={escape(source)}",
+        "subtype=mountkit",
+    ]
     if allow_other:
         options.append("allow_other")
     if not executable:
@@ -143,6 +154,12 @@ def resend(fd: int) -> bool:
             return False
         raise
     return True
+
+
+def can_resend(settings: MountSettings) -> bool:
+    """Whether this kernel hands requests out again (Linux 6.9), and may."""
+    major, minor = (int(word) for word in re.findall(r"\d+", os.uname().release)[:2])
+    return settings.resend and (major, minor) >= (6, 9)
 
 
 _UNIQUES_AHEAD = 64

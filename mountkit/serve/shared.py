@@ -5,6 +5,9 @@ It is a memfd that the keeper makes and every server maps, so it survives the de
 In flight. Each server writes down the requests it works on: place 0 for the one it has just read, the others for those
 that wait. Below Linux 6.9 the keeper answers a dead server's requests from there.
 
+Requests in hand. The server of a writable mount reads requests into this memory and keeps those that wait here. Below
+Linux 6.9 the next server does them again: nobody else has the bytes of a WRITE.
+
 Backing files. All opens of one inode in passthrough must name the same backing id (the kernel answers EIO otherwise),
 whichever server answers them, so the ids stand here with the number of opens that use them, and with which file it is:
 one that was spoilt, fetched again and sealed again is another file, which cannot be opened natively while somebody
@@ -30,7 +33,11 @@ _PLACES_OFFSET = 192
 _TABLE_OFFSET = MAX_SERVERS * _SLOT_BYTES
 _BACKINGS = 1 << 16
 _BACKING = struct.Struct("<QiIQ")  # inode, backing id, opens, which file (0: barred)
-_TOTAL = _TABLE_OFFSET + _BACKINGS * _BACKING.size
+_REQUEST_OFFSET = _TABLE_OFFSET + _BACKINGS * _BACKING.size
+_REQUEST_BYTES = (1 << 20) + 8192
+_WAITING_OFFSET = _REQUEST_OFFSET + _REQUEST_BYTES
+_WAITING_BYTES = 512
+_TOTAL = _WAITING_OFFSET + IN_FLIGHT_PLACES * _WAITING_BYTES
 
 
 @dataclass(slots=True)
@@ -82,6 +89,26 @@ class SharedMemory:
         fd = os.memfd_create("mountkit-shared", os.MFD_CLOEXEC)
         os.ftruncate(fd, _TOTAL)
         return fd
+
+    def request_buffer(self) -> memoryview:
+        """Where the one server of a writable mount reads requests to: its successor finds there what it died over."""
+        return memoryview(self._memory)[_REQUEST_OFFSET:_TOTAL]
+
+    def store_waiting(self, place: int, request: bytes | memoryview) -> None:
+        """Keeps a request that waits at a place, if it is short; place 0 keeps none."""
+        if place and len(request) <= _WAITING_BYTES:
+            start = _WAITING_OFFSET + place * _WAITING_BYTES
+            self._memory[start : start + len(request)] = bytes(request)
+
+    def waiting(self, slot: int) -> list[tuple[int, bytes]]:
+        """(unique, what is kept at its place) of every request that waits, or waited when its server died."""
+        uniques = struct.unpack_from(f"<{IN_FLIGHT_PLACES}Q", self._memory, slot * _SLOT_BYTES + _PLACES_OFFSET)
+        starts = range(_WAITING_OFFSET, _TOTAL, _WAITING_BYTES)
+        return [
+            (unique, self._memory[start : start + _WAITING_BYTES])
+            for place, (unique, start) in enumerate(zip(uniques, starts, strict=True))
+            if unique and place
+        ]
 
     def close(self) -> None:
         self._memory.close()

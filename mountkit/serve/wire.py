@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import socket
+import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 _BUFFER_BYTES = (1 << 20) + 8192
 _TURNS = 16
 """Requests answered in a row before other tasks get their turn (a trio checkpoint costs as much as a LOOKUP)."""
+
+_SPIN_NS = 30_000
+"""A program that writes small files comes back sooner than a turn of trio's loop takes: so long it is waited for."""
 
 RawHandler = Callable[[int, int, int, int], None]
 """Called with (unique, inode, pid, length); the request lies in `Wire.buffer` until the handler returns."""
@@ -50,6 +54,8 @@ class Wire:
         *,
         first: bool,
         passthrough: bool,
+        writable: bool = False,
+        buffer: memoryview | None = None,
         expected_shape: Sequence[int] | None = None,
         on_ready: Callable[[tuple[int, ...]], None],
         before_wait: Callable[[], None],
@@ -57,9 +63,11 @@ class Wire:
     ) -> None:
         self.kernel = os.dup(fd)
         os.set_blocking(self.kernel, False)
-        self.buffer = bytearray(_BUFFER_BYTES)
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES)) if buffer is None else buffer
         self.resent = 0
-        self._fd, self._init, self._first, self._passthrough = fd, init, first, passthrough
+        self._spin_until_ns = 0
+        self._fd, self._init, self._first = fd, init, first
+        self._passthrough, self._writable = passthrough, writable
         self._expected = tuple(expected_shape) if expected_shape else None
         self._on_ready, self._before_wait, self._note_request = on_ready, before_wait, note_request
         self._handlers: Mapping[int, RawHandler] = {}
@@ -131,6 +139,8 @@ class Wire:
                 self._inject(memoryview(self.buffer)[:length])
                 return
             handler(unique, inode, pid, length)
+            if self._writable:
+                self._spin_until_ns = time.monotonic_ns() + _SPIN_NS
             turns += 1
             if turns % _TURNS == 0:
                 await trio.lowlevel.checkpoint()
@@ -140,6 +150,8 @@ class Wire:
             try:
                 return os.readv(self.kernel, [self.buffer])
             except BlockingIOError:
+                if self._writable and time.monotonic_ns() < self._spin_until_ns:
+                    continue
                 self._before_wait()
                 await trio.lowlevel.wait_readable(self.kernel)
             except OSError as exc:
@@ -167,7 +179,9 @@ class Wire:
 
     def _answer_init(self, reply: bytes) -> None:
         plain_readdir = messages.READDIR in self._handlers
-        patched = messages.patched_init_reply(reply, passthrough=self._passthrough, plain_readdir=plain_readdir)
+        patched = messages.patched_init_reply(
+            reply, passthrough=self._passthrough, plain_readdir=plain_readdir, writable=self._writable
+        )
         shape = messages.init_reply_shape(patched)
         if self._expected is not None and shape != self._expected:
             raise InitMismatch(f"libfuse negotiates {shape}, the session runs with {self._expected}")

@@ -28,7 +28,9 @@ from mountkit.errors import (
     ObjectChanged,
     ObjectMissing,
     StoreError,
+    StoreFull,
     StoreUnavailable,
+    UploadMissing,
     WrongRegion,
 )
 
@@ -36,6 +38,7 @@ _TLS_RECORD = ("\x15\x03", "\x16\x03")
 _SPOKE_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 _UNPRINTABLE = re.compile(r"[^ -~]+")
 _SKEW_S = 60
+_ERROR_DOCUMENT = re.compile(rb"\s*(<\?xml[^>]*\?>)?\s*<Error\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Asked:
     endpoint: str
     region: str
     verb: str = "reach"
-    """`list`, `read`, `look at` or `reach`."""
+    """`list`, `read`, `look at`, `write`, `delete` or `reach`."""
     key: bytes | None = None
     access_key: str = ""
     """Shortened; empty for unsigned requests."""
@@ -85,6 +88,17 @@ def refused(asked: Asked, status: int, headers: Mapping[str, str], body: bytes) 
     if make is None and status >= 500:
         make = _server_error
     return (make or _other)(refusal)
+
+
+def refusal_of(asked: Asked, code: str, message: str) -> StoreError:
+    """The error for one key of several in one request, as the answer's document tells it."""
+    refusal = Refusal(asked, 200, code, _UNPRINTABLE.sub(" ", message)[:200], "", 0.0)
+    return _BY_CODE.get(code, _other)(refusal)
+
+
+def error_in(asked: Asked, headers: Mapping[str, str], body: bytes) -> StoreError | None:
+    """The error that a 200 turned out to be, if it did: S3 answers copies and completions before it knows."""
+    return refused(asked, 500, headers, body) if _ERROR_DOCUMENT.match(body) else None
 
 
 def _fields(body: bytes) -> dict[str, str]:
@@ -166,10 +180,28 @@ def _denied(refusal: Refusal) -> StoreError:
         "list": "listing needs s3:ListBucket on the bucket",
         "read": "reading needs s3:GetObject on the bucket's objects, and kms:Decrypt where they are encrypted",
         "look at": "looking at an object needs s3:GetObject; without s3:ListBucket a missing one is refused, too",
+        "write": "writing needs s3:PutObject on the bucket's objects, and kms:GenerateDataKey where they are encrypted",
+        "delete": "deleting needs s3:DeleteObject on the bucket's objects; renaming a file needs it, too",
     }.get(asked.verb, "ask the bucket's owner for access")
     if not asked.access_key:
         hint = "the bucket is not public; drop --anonymous and give credentials"
     return AccessDenied(f"{who} may not {asked.verb} {asked.what}", hint)
+
+
+def _upload_missing(refusal: Refusal) -> StoreError:
+    return UploadMissing(f"the multipart upload of {refusal.asked.what} is not there any more")
+
+
+def _full(refusal: Refusal) -> StoreError:
+    why = refusal.code or f"HTTP {refusal.status}"
+    return StoreFull(
+        f"the server at {refusal.asked.endpoint} has no room for {refusal.asked.what}: {why}",
+        "make room in the bucket, or have its quota raised",
+    )
+
+
+def _damaged(refusal: Refusal) -> StoreError:
+    return StoreUnavailable(f"{refusal.asked.what} arrived damaged: {refusal.code}", "the network changes bytes")
 
 
 def _archived(refusal: Refusal) -> StoreError:
@@ -229,6 +261,16 @@ _BY_CODE: dict[str, Callable[[Refusal], StoreError]] = {
     "InvalidBucketName": _bucket_missing,
     "NoSuchKey": _missing,
     "NoSuchVersion": _missing,
+    "NoSuchUpload": _upload_missing,
+    "InvalidPart": _upload_missing,
+    "InvalidPartOrder": _upload_missing,
+    "QuotaExceeded": _full,
+    "XMinioStorageFull": _full,
+    "XMinioAdminBucketQuotaExceeded": _full,
+    "BadDigest": _damaged,
+    "XAmzContentSHA256Mismatch": _damaged,
+    "XAmzContentChecksumMismatch": _damaged,
+    "IncompleteBody": _damaged,
     "PreconditionFailed": _changed,
     "InvalidRange": _changed,  # the range lay inside of the version asked for, so there is a shorter one now
     "InvalidAccessKeyId": _unknown_key,
@@ -257,6 +299,8 @@ _BY_CODE: dict[str, Callable[[Refusal], StoreError]] = {
     "BandwidthLimitExceeded": _slow_down,
     "RequestTimeout": _server_error,
     "OperationAborted": _server_error,
+    "ConditionalRequestConflict": _server_error,
+    "NotImplemented": _other,
     "InternalError": _server_error,
 }
 _BY_STATUS: dict[int, Callable[[Refusal], StoreError]] = {
@@ -270,7 +314,9 @@ _BY_STATUS: dict[int, Callable[[Refusal], StoreError]] = {
     412: _changed,
     416: _changed,
     429: _slow_down,
+    501: _other,
     503: _slow_down,
+    507: _full,
 }
 
 

@@ -4,13 +4,16 @@ The budget runs from the start of an operation, so that a server which never ans
 at once. Waits grow exponentially with full jitter. A body that breaks in the middle goes on where it broke, with a new
 GET of the same version, so that its reader sees one body; every byte that comes renews the budget. Refused credentials
 are looked up anew once. Whatever cannot pass is raised at once.
+
+A write is sent again like a read: it may then have happened twice, with the same outcome. What a lost answer makes
+ambiguous (a condition that our own first attempt has broken, an upload that it completed) is for the caller to look at.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -23,7 +26,7 @@ from mountkit.errors import (
     StoreError,
     StoreUnavailable,
 )
-from mountkit.store.api import Body, ObjectInfo, Page, Store
+from mountkit.store.api import Body, Data, ObjectInfo, Page, Part, Properties, Store, UploadInfo
 from mountkit.store.statistics import Counters, StoreStatistics
 
 T = TypeVar("T")
@@ -87,7 +90,7 @@ def _spent(error: StoreError, budget_s: float) -> StoreError:
 class RetryingStore:
     """`store`, asked again; implements `api.Store`.
 
-    `budget_s` bounds how long a get may fail without a new byte, `metadata_budget_s` a head or a listing.
+    `budget_s` bounds how long a get may fail without a new byte, or a write; `metadata_budget_s` a head or a listing.
     `on_slow_down` is called, from any thread, each time the server asks for fewer requests.
     """
 
@@ -125,6 +128,60 @@ class RetryingStore:
         attempts = _Attempts(self, self.budget_s)
         body = self.opened(info, offset, length, attempts)
         return _ResumingBody(self, body, info, offset, length, attempts)
+
+    # ---- writing
+
+    def put_object(
+        self,
+        key: bytes,
+        data: Data,
+        properties: Properties | None = None,
+        *,
+        if_absent: bool = False,
+        if_match: str = "",
+    ) -> ObjectInfo:
+        return self._written(
+            lambda: self.inner.put_object(key, data, properties, if_absent=if_absent, if_match=if_match)
+        )
+
+    def copy_object(self, source: ObjectInfo, key: bytes, properties: Properties | None = None) -> ObjectInfo:
+        return self._written(lambda: self.inner.copy_object(source, key, properties))
+
+    def delete_object(self, key: bytes) -> None:
+        self._written(lambda: self.inner.delete_object(key))
+
+    def delete_objects(self, keys: Sequence[bytes]) -> dict[bytes, StoreError]:
+        return self._written(lambda: self.inner.delete_objects(keys))
+
+    def create_upload(self, key: bytes, properties: Properties | None = None) -> str:
+        return self._written(lambda: self.inner.create_upload(key, properties))
+
+    def upload_part(self, key: bytes, upload_id: str, number: int, data: Data) -> Part:
+        return self._written(lambda: self.inner.upload_part(key, upload_id, number, data))
+
+    def upload_part_copy(
+        self, key: bytes, upload_id: str, number: int, source: ObjectInfo, offset: int, length: int
+    ) -> Part:
+        return self._written(lambda: self.inner.upload_part_copy(key, upload_id, number, source, offset, length))
+
+    def complete_upload(
+        self, key: bytes, upload_id: str, parts: Sequence[Part], *, if_absent: bool = False, if_match: str = ""
+    ) -> ObjectInfo:
+        return self._written(
+            lambda: self.inner.complete_upload(key, upload_id, parts, if_absent=if_absent, if_match=if_match)
+        )
+
+    def abort_upload(self, key: bytes, upload_id: str) -> None:
+        self._written(lambda: self.inner.abort_upload(key, upload_id))
+
+    def list_parts(self, key: bytes, upload_id: str) -> list[Part]:
+        return self._written(lambda: self.inner.list_parts(key, upload_id))
+
+    def list_uploads(self, prefix: bytes) -> list[UploadInfo]:
+        return self._written(lambda: self.inner.list_uploads(prefix))
+
+    def _written(self, call: Callable[[], T]) -> T:
+        return self._retried(call, _Attempts(self, self.budget_s))
 
     def close(self) -> None:
         self.inner.close()

@@ -40,6 +40,7 @@ from mountkit.store.bounded import within
 from mountkit.store.etags import made_up_etag, normal_etag
 from mountkit.store.fast import fast_store
 from mountkit.store.keys import plain_name, quoted
+from mountkit.store.s3_writes import S3Writes
 from mountkit.store.signed import SignedHTTP, Timeouts, for_check, let_go
 from mountkit.store.statistics import Counters, StoreStatistics
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 CHECK_S = 10.0
 _VERDICT_S = 1.0
 _REFRESH_S = 5.0
+_META = "x-amz-meta-"
 
 
 def connect(
@@ -98,7 +100,7 @@ def _in_its_region(url: BucketURL, access: Access, wire: SignedHTTP) -> Access:
     raise answers.wrong_region(asked, region)
 
 
-class S3Store:
+class S3Store(S3Writes):
     """One S3 bucket; implements `api.Store`. Made by `connect`."""
 
     def __init__(self, access: Access, wallet: Wallet, timeouts: Timeouts) -> None:
@@ -256,13 +258,6 @@ class S3Store:
 
     # ---- errors
 
-    def _counted(self, error: StoreError) -> StoreError:
-        if not isinstance(error, ObjectMissing | ObjectChanged):
-            self._counts.add("errors")
-        if isinstance(error, StoreUnavailable) and error.slow_down:
-            self._counts.add("slow_downs")
-        return error
-
     def _judged(self, error: StoreError) -> StoreError:
         """Counts the error; a transient one is also what other threads that fail now are told."""
         if isinstance(error, StoreUnavailable):
@@ -305,4 +300,8 @@ def _head_info(key: bytes, response: BaseHTTPResponse) -> ObjectInfo:
         mtime_ns=modified,
         storage_class=headers.get("x-amz-storage-class") or "STANDARD",
         version_id=headers.get("x-amz-version-id", ""),
+        content_type=headers.get("content-type", ""),
+        metadata={
+            name.lower().removeprefix(_META): value for name, value in headers.items() if name.lower().startswith(_META)
+        },
     )

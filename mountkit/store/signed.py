@@ -1,12 +1,14 @@
 """Signed plain HTTP: any request, any key, with status, headers and error document at hand.
 
-Listings, HEADs, odd keys and second opinions go this way; hot GETs go through obstore. One request is one attempt: no
-retry, no redirect followed. Safe for threads; connections are kept alive.
+Listings, HEADs, all writing, odd keys and second opinions go this way; hot GETs go through obstore. One request is one
+attempt: no retry, no redirect followed. Safe for threads; connections are kept alive.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +26,8 @@ from mountkit.store import answers
 from mountkit.store.access import Access, Wallet
 from mountkit.store.answers import Asked
 from mountkit.store.keys import quoted
+from mountkit.store.lean import Answer, LeanHTTP, NoAnswer, Unusable
+from mountkit.store.payload import Payload
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 USER_AGENT = f"mountkit/{__version__}"
 _MAX_DOCUMENT_BYTES = 64 << 20
 _CONNECTIONS = 64
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,10 @@ class Timeouts:
     """As `stall_s`, for HEADs and listings."""
     document_s: float = 60.0
     """For a whole listing page."""
+    write_s: float = 60.0
+    """Until the answer to bytes that were sent."""
+    copy_s: float = 300.0
+    """The same where the store has to copy or put together what may be 5 GB."""
 
 
 class SignedHTTP:
@@ -53,6 +62,7 @@ class SignedHTTP:
         self.access, self._wallet, self._timeouts = access, wallet, timeouts
         self._manager = _manager(access, timeouts)
         self._proxy_headers = dict(getattr(self._manager, "proxy_headers", None) or {})
+        self._lean = _lean(access, timeouts)
         self._absolute = bool(access.proxy) and not access.is_tls  # a plain proxy wants to be told the whole URL
 
     def __repr__(self) -> str:
@@ -60,6 +70,8 @@ class SignedHTTP:
 
     def close(self) -> None:
         self._manager.clear()
+        if self._lean is not None:
+            self._lean.close()
 
     def asked(self, verb: str, key: bytes | None = None) -> Asked:
         """What an error about such a request says. Never waits for credentials."""
@@ -75,20 +87,97 @@ class SignedHTTP:
                 raise self.refusal(asked, response)
             return self._body(asked, response, deadline)
 
-    def send(
-        self, method: str, asked: Asked, *, query: str = "", headers: Mapping[str, str] | None = None
-    ) -> BaseHTTPResponse:
-        """The answer, whatever its status, its body unread: read or close it. Raises StoreError for no answer."""
+    def written(
+        self,
+        method: str,
+        asked: Asked,
+        *,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        payload: Payload | None = None,
+        slow: bool = False,
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Headers and body of the answer to a write, which is a success also by its body: S3 says 200 to some before
+        it knows, and then sends an error document. `slow` ones take the store minutes."""
+        limit_s = self._timeouts.copy_s if slow else self._timeouts.write_s
+        if answer := self._lean_answer(method, asked, query, headers, payload, limit_s):
+            if answer.status >= 300:
+                raise answers.refused(asked, answer.status, answer.headers, answer.body)
+            if error := answers.error_in(asked, answer.headers, answer.body):
+                raise error
+            return answer.headers, answer.body
+        response = self.send(method, asked, query=query, signed=headers, payload=payload, wait_s=limit_s)
+        with _closing(response):
+            if response.status >= 300:
+                raise self.refusal(asked, response)
+            body = self._body(asked, response, time.monotonic() + limit_s)
+            if error := answers.error_in(asked, response.headers, body):
+                raise error
+            return response.headers, body
+
+    def _lean_answer(
+        self,
+        method: str,
+        asked: Asked,
+        query: str,
+        headers: Mapping[str, str] | None,
+        payload: Payload | None,
+        wait_s: float,
+    ) -> Answer | None:
+        """The answer to a small write by way of `lean`; None where that is not the way to send it."""
+        body = payload.body() if payload is not None else b""
+        if self._lean is None or not isinstance(body, bytes):
+            return None
+        url, target = self._place(asked, query)
+        every = {"Host": urlsplit(url).netloc, "User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        every |= self._signature(method, url, headers or {}, payload)
+        every["Content-Length"] = str(len(body))
+        try:
+            return self._lean.request(method, target, every, body, wait_s)
+        except Unusable:
+            return None
+        except NoAnswer as exc:
+            raise answers.unreached(asked, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")) from exc
+        except OSError as exc:
+            raise answers.unreached(asked, exc) from exc
+
+    def _place(self, asked: Asked, query: str) -> tuple[str, str]:
+        """The URL that a request is signed for, and the target of its first line."""
         base = urlsplit(self.access.base)
         path = base.path if asked.key is None else f"{base.path}/{quoted(asked.key)}"
         target = f"{path or '/'}{'?' if query else ''}{query}"
-        url = f"{base.scheme}://{base.netloc}{target}"
+        return f"{base.scheme}://{base.netloc}{target}", target
+
+    @property
+    def signs_payloads(self) -> bool:
+        """Whether the bytes themselves are signed: TLS protects them as well, and costs less."""
+        return not self.access.is_tls
+
+    def send(
+        self,
+        method: str,
+        asked: Asked,
+        *,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        signed: Mapping[str, str] | None = None,
+        payload: Payload | None = None,
+        wait_s: float | None = None,
+    ) -> BaseHTTPResponse:
+        """The answer, whatever its status, its body unread: read or close it. Raises StoreError for no answer.
+
+        `signed` are headers that belong under the signature (all of x-amz-*); `headers` need not.
+        """
+        base = urlsplit(self.access.base)
+        url, target = self._place(asked, query)
         every = {
             "User-Agent": USER_AGENT,
             "Accept-Encoding": "identity",
-            **self._signature(method, url),
+            **self._signature(method, url, signed or {}, payload),
             **(headers or {}),
         }
+        if payload is not None:
+            every["Content-Length"] = str(payload.size)
         if self._absolute:
             # What the manager would add. An absolute URL also has its `.` and `..` segments normalised by urllib3: keys
             # that hold those cannot be read through a proxy without TLS (the signature or the ETag would not fit).
@@ -99,10 +188,11 @@ class SignedHTTP:
             return pool.urlopen(
                 method,
                 url if self._absolute else target,
+                body=payload.body() if payload is not None else None,
                 headers=every,
                 retries=False,
                 redirect=False,
-                timeout=self._timeout(about_names=method == "HEAD" or asked.key is None),
+                timeout=self._timeout(wait_s, about_names=method == "HEAD" or asked.key is None),
                 assert_same_host=False,
                 preload_content=False,
                 decode_content=False,
@@ -110,9 +200,11 @@ class SignedHTTP:
         except (http.HTTPError, OSError) as exc:
             raise answers.unreached(asked, exc) from exc
 
-    def _timeout(self, *, about_names: bool) -> urllib3.Timeout:
+    def _timeout(self, wait_s: float | None, *, about_names: bool) -> urllib3.Timeout:
         times = self._timeouts
-        return urllib3.Timeout(connect=times.connect_s, read=times.answer_s if about_names else times.stall_s)
+        if wait_s is None:
+            wait_s = times.answer_s if about_names else times.stall_s
+        return urllib3.Timeout(connect=times.connect_s, read=wait_s)
 
     def refusal(self, asked: Asked, response: BaseHTTPResponse) -> StoreError:
         """The error for an answer that is no success; reads its body."""
@@ -145,14 +237,26 @@ class SignedHTTP:
                 raise StoreUnavailable(f"{asked.endpoint} took too long to answer")
         return b"".join(pieces)
 
-    def _signature(self, method: str, url: str) -> dict[str, str]:
+    def _signature(self, method: str, url: str, given: Mapping[str, str], payload: Payload | None) -> dict[str, str]:
         """The headers that S3 wants signed, and the signature over them; Range and the like may stay outside."""
-        headers = {"x-amz-request-payer": "requester"} if self.access.requester_pays else {}
+        headers = {**given, **({"x-amz-request-payer": "requester"} if self.access.requester_pays else {})}
         if not self._wallet.signs:
             return headers
         request = AWSRequest(method, url, headers=headers)
-        S3SigV4Auth(self._wallet.current(), "s3", self.access.region).add_auth(request)
+        sha256 = payload.sha256 if payload is not None else _EMPTY_SHA256
+        _Signer(sha256, self._wallet.current(), "s3", self.access.region).add_auth(request)
         return {str(name): str(value) for name, value in request.headers.items()}
+
+
+class _Signer(S3SigV4Auth):
+    """botocore's signature, over a body whose hash is known."""
+
+    def __init__(self, sha256: str, *args: Any) -> None:
+        super().__init__(*args)
+        self._sha256 = sha256
+
+    def payload(self, _request: AWSRequest) -> str:
+        return self._sha256
 
 
 def _broken(asked: Asked, exc: http.HTTPError | OSError) -> StoreError:
@@ -189,6 +293,15 @@ def for_check(timeouts: Timeouts, total_s: float) -> Timeouts:
         request_s=total_s,
         document_s=min(timeouts.document_s, total_s),
     )
+
+
+def _lean(access: Access, timeouts: Timeouts) -> LeanHTTP | None:
+    """None behind a proxy."""
+    base = urlsplit(access.base)
+    if access.proxy or not base.hostname:
+        return None
+    port = base.port or (443 if access.is_tls else 80)
+    return LeanHTTP(base.hostname, port, access.tls_context() if access.is_tls else None, timeouts.connect_s)
 
 
 def _manager(access: Access, timeouts: Timeouts) -> urllib3.PoolManager:

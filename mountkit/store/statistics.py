@@ -13,8 +13,14 @@ class StoreStatistics:
     get: int = 0
     head: int = 0
     list: int = 0
+    put: int = 0
+    """Objects and parts that were sent, and every other request that changes the bucket."""
+    copy: int = 0
+    delete: int = 0
     bytes_received: int = 0
     """Of objects; listings do not count."""
+    bytes_sent: int = 0
+    """Of objects, whether they were taken or not."""
     errors: int = 0
     """Answers that were none, failures and refusals; a missing or changed object is an answer."""
     slow_downs: int = 0

@@ -32,6 +32,9 @@ class DirectoryMounter:
     def unmount(self, directory: str, *, force: bool = False) -> None:
         os.unlink(os.path.join(directory, "file"))
 
+    def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
+        return [], ""
+
     def state(self, path: str) -> str:
         return "ok" if os.path.exists(os.path.join(path, "file")) else ""
 

@@ -19,6 +19,7 @@ from mountkit.errors import (
     MountBusy,
     MountError,
     MountkitError,
+    UploadsLeft,
     UsageError,
 )
 from mountkit.run import command, options, records, requests
@@ -38,6 +39,8 @@ class FakeMounter:
         self.refuse_after = 0
         self.busy = False
         self.reads = 0
+        self.objects: list[dict[str, Any]] = []
+        self.left = ""
 
     def key(self, source: str, options: Options) -> str:
         return "".join(c if c.isalnum() else "-" for c in f"{source}{sorted(options.items())}")
@@ -52,6 +55,10 @@ class FakeMounter:
         if self.busy and not force:
             raise MountBusy(f"{directory} is in use")
         self.log.append(f"unmount {self.mounted.pop(directory)}{' by force' if force else ''}")
+
+    def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
+        self.log.append(f"drain {self.mounted[directory]} for {timeout_s:g} s")
+        return self.objects, self.left
 
     def state(self, path: str) -> str:
         return "ok" if path in self.mounted else self.states.get(path, "")
@@ -188,6 +195,32 @@ def test_a_directory_is_bound_as_it_is_and_not_unmounted(bench: Bench, tmp_path:
     assert bench.log == ["check", "run"]
     assert bench.sources == {"/data/input": f"{tmp_path}/data", "/data/output": f"{tmp_path}/new/out"}
     assert (tmp_path / "new" / "out").is_dir()
+
+
+def test_an_output_bucket_is_drained_before_the_run_ends_and_its_objects_are_in_the_receipt(bench: Bench) -> None:
+    bench.mounter.objects = [{"key": "run-7/a.pt", "size": 5, "etag": '"e"', "checksum": "crc32c:AAAAAA=="}]
+    assert bench(input=["first:/a"], output=["s3://results/run-7:/out"], drain_timeout="30s") == 0
+    drained = "drain s3://results/run-7 for 30 s"
+    assert bench.log[-3:] == [drained, "unmount s3://results/run-7", "unmount first"]
+    assert bench.sources["/out"].endswith("/mnt")
+    (run,) = records.all_runs()
+    assert run.receipt["outputs"] == [
+        {"source": "s3://results/run-7", "target": "/out", "objects": bench.mounter.objects}
+    ]
+
+
+def test_a_run_whose_outputs_did_not_reach_the_bucket_says_so_with_its_exit_code(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """[uploads-13]"""
+    bench.mounter.left = "3 operations did not reach the bucket"
+    assert bench(output=["s3://results/run-7"]) == UploadsLeft.exit_code
+    assert "3 operations did not reach the bucket" in capsys.readouterr().err
+    assert bench.log[-1] == "unmount s3://results/run-7 by force"
+    (run,) = records.all_runs()
+    assert run.receipt["outputs_left"] and run.receipt["outputs"][0]["left"] == bench.mounter.left
+    bench.engine.ended = ContainerExit(42)
+    assert bench(output=["s3://results/run-7"]) == 42
 
 
 def test_a_link_to_a_dangerous_place_is_seen_through(bench: Bench, tmp_path: Path) -> None:

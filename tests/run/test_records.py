@@ -127,6 +127,9 @@ class FakeMounter:
         self.log.append("unmount")
         self.mounted.discard(directory)
 
+    def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
+        return [], ""
+
     def state(self, path: str) -> str:
         return "ok" if path in self.mounted else ""
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from mountkit.sources import BucketURL
 from mountkit.store import s3
-from mountkit.store.api import Store
+from mountkit.store.api import ObjectInfo, Store
 from tests.fakes.memory_store import MemoryStore
 from tests.servers import MotoServer, S3Server
 
@@ -70,3 +70,8 @@ class ServerBench:
 def open_store(server: S3Server, bucket: str, **settings: Any) -> s3.S3Store:
     keys = (server.access_key, server.secret_key)
     return s3.connect(BucketURL(bucket, endpoint=server.endpoint), keys=keys, **settings)
+
+
+def read(store: Store, info: ObjectInfo, offset: int = 0, length: int | None = None) -> bytes:
+    body = store.get(info, offset, info.size - offset if length is None else length)
+    return b"".join(body.chunks())

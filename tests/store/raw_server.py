@@ -24,6 +24,7 @@ class Request:
     method: str
     target: str
     headers: Mapping[str, str]
+    body: bytes = b""
 
     @property
     def lists(self) -> bool:
@@ -109,4 +110,5 @@ def _read(stream: object) -> Request | None:
     while text := stream.readline().decode("latin-1").strip():  # type: ignore[attr-defined]
         name, _, value = text.partition(":")
         headers[name.lower()] = value.strip()
-    return Request(line[0], line[1], headers)
+    body = stream.read(int(headers.get("content-length", "0")))  # type: ignore[attr-defined]
+    return Request(line[0], line[1], headers, body)

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mountkit.errors import ObjectChanged, ObjectMissing
-from mountkit.store.api import ObjectInfo, Store
+from mountkit.store.api import Store
 from tests.fakes.memory_store import content
-from tests.store.contract import Bench, MemoryBench, ServerBench
-
-_number = itertools.count()
-
-
-@pytest.fixture(params=["memory", "moto", "seaweed"])
-def bench(request: pytest.FixtureRequest, no_aws: None) -> Iterator[Bench]:
-    if request.param == "memory":
-        yield MemoryBench()
-        return
-    made = ServerBench(request.getfixturevalue(request.param), f"contract-{next(_number)}")
-    yield made
-    made.store.close()
-
-
-def read(store: Store, info: ObjectInfo, offset: int = 0, length: int | None = None) -> bytes:
-    body = store.get(info, offset, info.size - offset if length is None else length)
-    return b"".join(body.chunks())
+from tests.store.contract import Bench, read
 
 
 def listed(store: Store, prefix: bytes, limit: int, delimiter: bytes = b"/") -> tuple[list[bytes], list[bytes]]:

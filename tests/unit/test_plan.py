@@ -60,9 +60,12 @@ def test_an_output_is_a_directory_even_without_a_slash() -> None:
     assert words.parse_output("/r:/out") == Output("/r", "/out")
 
 
-def test_an_output_to_a_bucket_is_refused_for_now() -> None:
-    with pytest.raises(UsageError, match="is a bucket"):
-        words.parse_output("s3://results/run-7:/out")
+def test_an_output_may_be_a_bucket_if_it_is_written_as_a_url() -> None:
+    assert words.parse_output("s3://results/run-7") == Output("s3://results/run-7", "", is_bucket=True)
+    assert words.parse_output("s3://results/run-7:/out") == Output("s3://results/run-7", "/out", is_bucket=True)
+    assert not words.parse_output("results").is_bucket
+    with pytest.raises(UsageError):
+        words.parse_output("gs://results")
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ BROKEN = [
     ("runs:\n  one: {image: a, inputs: [{target: /x}]}", 2, 28, "no source", "source:"),
     ("runs:\n  one: {image: a, inputs: [{source: data, tll: 1}]}", 2, 43, "`tll` is no key of an input", "`ttl`"),
     ("runs:\n  one: {image: a, inputs: ['data:x']}", 2, 28, "no absolute path", "/x"),
-    ("runs:\n  one: {image: a, outputs: ['s3://b']}", 2, 29, "is a bucket", "director"),
+    ("runs:\n  one: {image: a, outputs: ['s3://b']}", 2, 29, "no bucket name", ""),
     ("runs:\n  one:\n    image: a\n    memory: lots", 4, 13, "no size", ""),
     ("runs:\n  one: {image: a, cpus: none}", 2, 25, "no number of cores", ""),
     ("runs:\n  one: {image: a, pull: often}", 2, 25, "not one of", "missing"),

@@ -56,7 +56,7 @@ async def _silent(_: dict[str, Any]) -> None:
 
 
 @asynccontextmanager
-async def serving(catalog: Catalog, cache: CacheWriter) -> AsyncIterator[Bench]:
+async def serving(catalog: Catalog, cache: CacheWriter, state_fd: int = -1) -> AsyncIterator[Bench]:
     inner = SteppedStore()
     store = RetryingStore(inner)
     settings = MountSettings(BucketURL("b"), "/d", "/c", "i")

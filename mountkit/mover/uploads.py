@@ -1,0 +1,518 @@
+"""Uploads: the journal's operations done in the bucket, each under the order's rules, on threads of their own.
+
+One trio thread owns the journal, the order and all decisions; threads send bytes and hand back what the store said,
+which is settled in batches: into the catalog first, then into the journal, so that whoever sees an operation DONE finds
+the object in the catalog. What may pass (no answer, 5xx) is tried for ever with growing pauses; what the store refuses
+is FAILED until somebody drains or mounts again.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import trio
+
+from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import CatalogLost, CatalogUnavailable
+from mountkit.catalog.written import record_writes
+from mountkit.config import OutputSettings
+from mountkit.errors import MountkitError, StoreError
+from mountkit.mover import upload_jobs
+from mountkit.mover.multipart import SINGLE_BYTES, Multipart
+from mountkit.mover.queue import FetchQueue, Priority
+from mountkit.mover.upload_jobs import Condition, OpenFile, StampChanged
+from mountkit.mover.upload_order import UploadOrder
+from mountkit.mover.upload_properties import properties_of
+from mountkit.staging.queue import Ending, Operation, UploadJournal
+from mountkit.staging.schema import OperationKind, OperationState
+from mountkit.store.api import MAX_COPY_BYTES, ObjectInfo, Part, Properties
+from mountkit.store.retry import RetryingStore
+
+log = logging.getLogger(__name__)
+MAX_THREADS = 32
+_RUNNING = 192
+"""Operations claimed at once: enough that no thread waits for the journal."""
+_TURN_S = 0.04
+"""Turns of the loop while nobody waits: each is a few transactions, and the server waits for a lock on the journal."""
+_LOOK_S = 1.0
+_SYNC_WHOLE_S = 0.5
+_FEW, _FEW_TIMES = 500, 10
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_CHANGING_S = 1.0
+_NAMED_FAILURES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class UploadStatistics:
+    """What is left to do."""
+
+    pending: int
+    pending_bytes: int
+    failed: int
+    trouble: str
+    """Why uploads fail or wait now; empty while all is well."""
+
+
+class _Job:
+    """Work for a thread of the queue; its end is told on the trio thread."""
+
+    def __init__(
+        self,
+        owner: Uploads,
+        work: Callable[[], object],
+        on_end: Callable[[object, Exception | None], None],
+        held_bytes: int,
+    ) -> None:
+        self.priority = Priority.READAHEAD if held_bytes > SINGLE_BYTES // 4 else Priority.DEMAND
+        self.held_bytes = held_bytes
+        self._owner, self._work, self._on_end = owner, work, on_end
+
+    def run(self) -> None:
+        result: object = None
+        error: Exception | None = None
+        try:
+            result = self._work()
+        except (MountkitError, StampChanged) as exc:
+            error = exc
+        except Exception as exc:
+            log.exception("an upload failed in a way nobody foresaw")
+            error = MountkitError(f"failed in a way nobody foresaw: {exc!r}")
+        self._owner.arrived(functools.partial(self._on_end, result, error))
+
+
+class Uploads:
+    """The uploader of one state directory. `run` must run in the mover's trio thread."""
+
+    def __init__(
+        self,
+        journal: UploadJournal,
+        open_file: OpenFile,
+        store: RetryingStore,
+        catalog: Catalog | None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.journal, self.open_file, self.store = journal, open_file, store
+        self._catalog, self._clock = catalog, clock
+        self._queue = FetchQueue(max_threads=MAX_THREADS)
+        self._order = UploadOrder()
+        self._settings = OutputSettings()
+        self._last_seq = 0
+        self._synced_at = 0.0
+        self._paused_until, self._pause_s = 0.0, _FIRST_PAUSE_S
+        self._trouble = ""
+        self._draining = self._waiters = 0
+        self._done_bytes = 0
+        self._sent_bytes: dict[int, int] = {}
+        self._arrived: deque[Callable[[], None]] = deque()
+        self._endings: list[Ending] = []
+        self._writes: list[tuple[bytes, ObjectInfo | None]] = []
+        self._parts: list[tuple[int, Part]] = []
+        self._cleaning: set[int] = set()
+        self._news = trio.Event()
+        self._woken = False
+        self._changed = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    def __repr__(self) -> str:
+        return f"<Uploads {self._order!r}>"
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Works on the journal until it is cancelled; what was under way then is claimed by the next mover."""
+        self._token = trio.lowlevel.current_trio_token()
+        again = self.journal.recover() + self.journal.retry_failed()
+        if again:
+            log.info("%d uploads that an earlier mover left are resumed", again)
+        task_status.started()
+        try:
+            while True:
+                self._pump()
+                if not self._waiters:
+                    await trio.sleep(_TURN_S)
+                with trio.move_on_after(self._until_next()):
+                    await self._news.wait()
+                self._news = trio.Event()
+        finally:
+            self._queue.close()
+
+    # ---- asked for -----------------------------------------------------------------------------------------
+    def staged(self) -> None:
+        """Operations were queued."""
+        self._news.set()
+
+    async def commit(self, seqs: list[int]) -> dict[str, Any]:
+        """Returns once these are over, failed, or stuck behind something that failed."""
+        self._waiters += 1
+        try:
+            return await self._commit(seqs)
+        finally:
+            self._waiters -= 1
+
+    async def _commit(self, seqs: list[int]) -> dict[str, Any]:
+        while True:
+            self._sync()
+            self._order.hurry(seqs)
+            self._news.set()
+            changed = self._changed
+            states = self.journal.states(seqs)
+            errors: dict[str, Any] = {}
+            waits = False
+            for seq, (state, error) in states.items():
+                if state is OperationState.FAILED and error:
+                    errors[str(seq)] = error
+                elif state in (OperationState.PENDING, OperationState.RUNNING):
+                    blocker = self._order.blocker(seq)
+                    if blocker is None:
+                        waits = True
+                    else:
+                        errors[str(seq)] = blocker.error or MountkitError("an earlier upload failed").to_json()
+            if not waits:
+                return {"states": {str(seq): int(state) for seq, (state, _) in states.items()}, "errors": errors}
+            await changed.wait()
+
+    async def drain(self, report: Callable[[dict[str, Any]], Any], *, retry: bool = True) -> dict[str, Any]:
+        """Returns once nothing can be done any more: all is in the bucket, or what is left has failed."""
+        if retry:
+            self.journal.retry_failed()
+            self._synced_at = 0.0
+        done_before = self._done_bytes
+        self._draining += 1
+        try:
+            while True:
+                self._sync()
+                self._order.hurry_all()
+                self._news.set()
+                left = sum(1 for seq in self._order.operations if self._order.blocker(seq) is None)
+                done = self._done_bytes - done_before + sum(self._sent_bytes.values())
+                total = self._done_bytes - done_before + sum(op.size for op in self._order.operations.values())
+                state = {"pending": len(self._order), "bytes": total, "bytes_done": done, "failed": self._failures()}
+                await report({**state, "trouble": self._trouble})
+                if not left and not self._order.taken:
+                    return {"left": len(self._order), "failed": self._failures(), "errors": self._errors()}
+                with trio.move_on_after(0.2):
+                    await self._changed.wait()
+        finally:
+            self._draining -= 1
+
+    def statistics(self) -> UploadStatistics:
+        pending = self._order.operations.values()
+        trouble = self._trouble
+        if failures := self._order.failures:
+            first = next(iter(failures.values()))
+            sentence = (first.error or {}).get("sentence", "")
+            more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+            trouble = f"the upload of {_shown(first.key)} failed: {sentence}{more}"
+        return UploadStatistics(len(pending), sum(op.size for op in pending), len(failures), trouble)
+
+    def _failures(self) -> int:
+        return len(self._order.failures)
+
+    def _errors(self) -> dict[str, Any]:
+        shown = list(self._order.failures.values())[:_NAMED_FAILURES]
+        return {_shown(op.key): op.error for op in shown}
+
+    # ---- what waits ----------------------------------------------------------------------------------------
+    def _pump(self) -> None:
+        self._settle()
+        self._sync()
+        if self._draining:
+            self._order.hurry_all()
+        now = self._clock()
+        limit = _RUNNING - self._order.taken
+        if self._trouble:  # one of them finds out whether the trouble is over
+            limit = min(1, limit) if now >= self._paused_until and not self._order.taken else 0
+        if limit <= 0:
+            return
+        groups = self._order.next_ready(now, limit)
+        if not groups:
+            return
+        claimed = {op.seq: op for op in self.journal.claim([op.seq for group in groups for op in group])}
+        for group in groups:
+            self._start([found for op in group if (found := self._still(op, claimed)) is not None])
+
+    def _still(self, known: Operation, claimed: dict[int, Operation]) -> Operation | None:
+        """The operation as it is now, if it can be done as planned."""
+        found = claimed.get(known.seq)
+        if found is None:  # cancelled meanwhile
+            self._order.remove(known.seq)
+            return None
+        if (found.keys, found.kind, found.ordered) != (known.keys, known.kind, known.ordered):
+            self.journal.put_back([found.seq])
+            self._order.put_back(found)
+            return None
+        return found
+
+    def _sync(self) -> None:
+        """Takes over what the server has queued, replaced and cancelled."""
+        if not self.journal.changed() and self._synced_at:
+            return
+        self._load_settings()
+        now = time.monotonic()
+        # What was cancelled or updated in place meanwhile is found at the claim at the latest.
+        pause_s = _SYNC_WHOLE_S if len(self._order) <= _FEW else _FEW_TIMES * _SYNC_WHOLE_S
+        if not self._synced_at or now - self._synced_at >= pause_s:
+            self._synced_at = now
+            self._sync_whole()
+            self._clean_up()
+        for operation in self.journal.open_operations(after=self._last_seq):
+            self._last_seq = operation.seq
+            self._order.add(operation)
+
+    def _sync_whole(self) -> None:
+        rows = {operation.seq: operation for operation in self.journal.open_operations()}
+        for seq in [*self._order.operations, *self._order.failures]:
+            if seq not in rows:
+                self._order.remove(seq)
+        for seq, row in rows.items():
+            known = self._order.get(seq)
+            if row.state is OperationState.RUNNING:
+                continue  # ours
+            if row.state is OperationState.FAILED:
+                if seq not in self._order.failures:
+                    self._order.add(row)
+            elif known is None or not _same(known, row):
+                self._order.add(row)
+            self._last_seq = max(self._last_seq, seq)
+
+    def _load_settings(self) -> None:
+        known = self.journal.settings()
+        names = OutputSettings.__dataclass_fields__
+        self._settings = OutputSettings(**{name: known[name] for name in names if name in known})
+
+    def _clean_up(self) -> None:
+        """Aborts uploads whose operation was cancelled."""
+        for seq, key, upload_id in self.journal.left_uploads():
+            if seq in self._cleaning or seq in self._order:
+                continue
+            self._cleaning.add(seq)
+            abort = functools.partial(self.store.abort_upload, key, upload_id)
+            self.submit(abort, functools.partial(self._on_cleaned, seq), 0)
+
+    def _on_cleaned(self, seq: int, _result: object, error: Exception | None) -> None:
+        self._cleaning.discard(seq)
+        if error is None:
+            self.journal.note_upload(seq, None, 0)
+        else:
+            log.warning("an upload that was given up cannot be aborted: %s", error)
+
+    def _until_next(self) -> float:
+        due = self._order.next_due()
+        now = self._clock()
+        if self._trouble:
+            due = max(due or 0.0, self._paused_until)
+        if self._order.taken >= _RUNNING or due is None:
+            return _LOOK_S
+        return min(_LOOK_S, max(0.01, due - now))
+
+    # ---- doing ---------------------------------------------------------------------------------------------
+    def submit(
+        self, work: Callable[[], object], on_end: Callable[[object, Exception | None], None], held_bytes: int
+    ) -> None:
+        """Runs `work` on a thread, then `on_end` with its result or its error on the trio thread."""
+        self._queue.put(_Job(self, work, on_end, held_bytes))
+
+    def _start(self, group: list[Operation]) -> None:
+        if not group:
+            return
+        first = group[0]
+        if first.kind is OperationKind.DELETE:
+            self._delete(group)
+        elif first.kind is OperationKind.COPY:
+            source = functools.partial(upload_jobs.source_of, self.store, first)
+            self.submit(source, functools.partial(self._copy, first), 0)
+        elif first.size > SINGLE_BYTES:
+            base = self.journal.base(first.file) if first.file is not None else None
+            properties = self._properties(first)
+            Multipart(self, first, properties, self._condition(first), base=base).start()
+        else:
+            work = functools.partial(
+                upload_jobs.put, self.store, self.open_file, first, self._properties(first), self._condition(first)
+            )
+            self.submit(work, functools.partial(self._on_object, first), first.size)
+
+    def _copy(self, operation: Operation, source: object, error: Exception | None) -> None:
+        if error is not None:
+            self.ended(operation, None, error)
+            return
+        assert isinstance(source, ObjectInfo)
+        properties = self._properties(operation) if operation.metadata is not None else None
+        if source.size > MAX_COPY_BYTES:
+            kept = properties or Properties(source.content_type, source.metadata, self._settings.storage_class)
+            own = self._properties(operation).metadata
+            kept = replace(kept, metadata={**kept.metadata, "mountkit-put": own["mountkit-put"]})
+            Multipart(self, operation, kept, Condition(), source=source).start()
+            return
+        work = functools.partial(upload_jobs.copy, self.store, operation, properties, source)
+        self.submit(work, functools.partial(self._on_object, operation), 0)
+
+    def _delete(self, group: list[Operation]) -> None:
+        keys = [operation.key for operation in group]
+        if len(group) == 1:
+            self.submit(lambda: self.store.delete_object(keys[0]), functools.partial(self._on_deleted, group), 0)
+        else:
+            self.submit(lambda: self.store.delete_objects(keys), functools.partial(self._on_deleted, group), 0)
+
+    def _properties(self, operation: Operation) -> Properties:
+        return properties_of(operation, self._settings, self.journal.name)
+
+    def _condition(self, operation: Operation) -> Condition:
+        """With --no-clobber: the version that the mount showed when the file was opened, or what we put since."""
+        if self._settings.clobber:
+            return Condition()
+        last = self.journal.last_done(operation.key, operation.seq)
+        if last is not None:
+            kind, etag, ended_at = last
+            if ended_at > operation.queued_at or "if_match" not in (operation.metadata or {}):
+                return Condition(if_absent=True) if kind is OperationKind.DELETE else Condition(if_match=etag)
+        expected = (operation.metadata or {}).get("if_match")
+        if expected is None and operation.file is not None:
+            base = self.journal.base(operation.file)
+            expected = base.etag if base is not None and base.key == operation.key else ""
+        return Condition(if_match=expected) if expected else Condition(if_absent=True)
+
+    # ---- what came of it -----------------------------------------------------------------------------------
+    def arrived(self, act: Callable[[], None]) -> None:
+        """On a thread: has `act` called on the trio thread soon."""
+        self._arrived.append(act)
+        if not self._woken:
+            self._woken = True
+            assert self._token is not None
+            try:
+                self._token.run_sync_soon(self._wake)
+            except trio.RunFinishedError:
+                log.debug("the mover ended before this arrived")
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    def _settle(self) -> None:
+        self._woken = False  # first: what comes from here on wakes us again
+        if not self._arrived:
+            return
+        for _ in range(len(self._arrived)):
+            self._arrived.popleft()()
+        if self._parts:
+            sent = {seq: self._sent_bytes.get(seq, 0) for seq, _ in self._parts}
+            self.journal.note_parts(self._parts, sent)
+            self._parts.clear()
+        if self._writes and self._catalog is not None:
+            try:
+                record_writes(self._catalog, self._writes)
+            except CatalogLost:
+                raise
+            except CatalogUnavailable as exc:
+                log.warning("what was uploaded is not in the catalog yet: %s", exc)
+        self._writes.clear()
+        if self._endings:
+            self.journal.end(self._endings)
+            self._endings.clear()
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    def note_part(self, operation: Operation, part: Part, sent_bytes: int) -> None:
+        """A part of a multipart upload was confirmed."""
+        self._sent_bytes[operation.seq] = sent_bytes
+        self._parts.append((operation.seq, part))
+        self._works()
+
+    def _on_object(self, operation: Operation, info: object, error: Exception | None) -> None:
+        assert info is None or isinstance(info, ObjectInfo)
+        self.ended(operation, info, error)
+
+    def _on_deleted(self, group: list[Operation], failed: object, error: Exception | None) -> None:
+        refused = failed if isinstance(failed, dict) else {}
+        for operation in group:
+            why = error or refused.get(operation.key)
+            self.ended(operation, None, why, deleted=why is None)
+
+    def ended(
+        self, operation: Operation, info: ObjectInfo | None, error: Exception | None, *, deleted: bool = False
+    ) -> None:
+        """One operation has come to an end, or to a halt."""
+        self._sent_bytes.pop(operation.seq, None)
+        if info is not None or deleted:
+            self._done(operation, info)
+        elif isinstance(error, StampChanged):
+            self._on_stamp_changed(operation)
+        elif isinstance(error, StoreError) and error.transient:
+            self._try_again(operation, error)
+        else:
+            assert isinstance(error, MountkitError)
+            self._failed(operation, error)
+
+    def _done(self, operation: Operation, info: ObjectInfo | None) -> None:
+        self._works()
+        self._done_bytes += operation.size
+        self._writes.append((operation.key, info))
+        self._end(
+            Ending(
+                operation.seq,
+                OperationState.DONE,
+                etag=info.etag if info else "",
+                version_id=info.version_id if info else "",
+                checksum=info.checksum if info else "",
+                sent_bytes=operation.size,
+            )
+        )
+        for needless in self._order.remove(operation.seq):
+            self._end(Ending(needless, OperationState.CANCELLED))
+
+    def _on_stamp_changed(self, operation: Operation) -> None:
+        """The bytes were changed since: a later PUT stands in, or is still to come with the next close."""
+        later = self._order.shadow(operation)
+        if later is not None and later.ordered:
+            self._end(Ending(operation.seq, OperationState.CANCELLED))
+            return
+        self.journal.put_back([operation.seq])
+        if later is None:
+            again = replace(operation, state=OperationState.PENDING)
+            self._order.put_back(again, not_before=self._clock() + _CHANGING_S)
+
+    def _try_again(self, operation: Operation, error: StoreError) -> None:
+        if not self._trouble:
+            log.warning("uploads wait: %s", error)
+            self._pause_s = _FIRST_PAUSE_S
+        self._trouble = f"uploads wait: {error}"
+        if self._clock() >= self._paused_until:
+            self._paused_until = self._clock() + self._pause_s
+            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+        self._flush_endings()
+        self.journal.put_back([operation.seq])
+        # Not the first to be tried again: should the trouble be its own, the others must not wait for it.
+        self._order.put_back(
+            replace(operation, state=OperationState.PENDING), not_before=self._paused_until + _CHANGING_S
+        )
+
+    def _failed(self, operation: Operation, error: MountkitError) -> None:
+        log.error("the upload of %s failed for good: %s", _shown(operation.key), error)
+        failed = replace(operation, state=OperationState.FAILED, error=error.to_json())
+        for each in (failed, *self._order.failed(failed)):
+            self._end(Ending(each.seq, OperationState.FAILED, error=error.to_json()))
+
+    def _works(self) -> None:
+        if self._trouble:
+            log.warning("uploads go on")
+        self._trouble, self._paused_until, self._pause_s = "", 0.0, _FIRST_PAUSE_S
+
+    def _end(self, ending: Ending) -> None:
+        self._endings.append(ending)
+
+    def _flush_endings(self) -> None:
+        if self._endings:
+            self.journal.end(self._endings)
+            self._endings.clear()
+
+
+def _same(known: Operation, row: Operation) -> bool:
+    """Whether a waiting operation is still what we know; what we changed ourselves does not count."""
+    return replace(known, upload_id=None, upload_part_bytes=0) == replace(row, upload_id=None, upload_part_bytes=0)
+
+
+def _shown(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")
