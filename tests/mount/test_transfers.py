@@ -52,7 +52,7 @@ def test_a_push_that_was_killed_goes_on_in_the_middle_of_a_file(bucket: Bucket, 
     data = content(3, 120_000_000)
     (base / "large.bin").write_bytes(data)
     words = ("push", str(base), bucket.source, "--cache", str(mountkit.cache))
-    process = subprocess.Popen([sys.executable, "-m", "mountkit.cli", *words], env=mountkit.environment)
+    process = subprocess.Popen([sys.executable, "-m", "mountkit", *words], env=mountkit.environment)
     sent = lambda: [r for r in bucket.proxy.requests if "partNumber" in r.target and r.status == 200]  # noqa: E731
     until(lambda: len(sent()) >= 6, "no part was sent")
     process.send_signal(signal.SIGKILL)
