@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass, fields
 
 from mountkit.config import MountSettings
-from mountkit.errors import HostError
+from mountkit.errors import HostError, UsageError
 
 AUTO, FUSE, S3FS = "auto", "fuse", "s3fs"
 _INSTALL_FUSE = "`apt-get install fuse3 libfuse3-dev` and `pip install pyfuse3`; or `apt-get install s3fs`"
@@ -37,8 +37,13 @@ class Choice:
     why: str = ""
 
 
-def choose(wanted: str) -> Choice:
-    """The driver that `wanted` (auto, fuse, s3fs) means on this machine. Raises HostError if it cannot work here."""
+def choose(wanted: str, *, writable: bool = False) -> Choice:
+    """The driver that `wanted` (auto, fuse, s3fs) means on this machine.
+
+    Raises HostError if it cannot work here; UsageError for s3fs and `writable`: s3fs keeps no promise about outputs.
+    """
+    if wanted == S3FS and writable:
+        raise UsageError("s3fs serves mounts to read only", "leave out --driver s3fs, or --writable")
     if wanted == S3FS:
         if not shutil.which("s3fs"):
             raise HostError("s3fs is not installed", "install it: `apt-get install s3fs`")
@@ -46,6 +51,8 @@ def choose(wanted: str) -> Choice:
     lack = fuse_lacks()
     if not lack:
         return Choice(FUSE)
+    if wanted == AUTO and writable:
+        raise HostError(f"{lack}, and s3fs, which could serve instead, serves no writable mounts", _INSTALL_FUSE)
     if wanted == AUTO and shutil.which("s3fs"):
         return Choice(S3FS, lack)
     also = ", and s3fs, which could serve instead, is not installed" if wanted == AUTO else ""

@@ -6,7 +6,7 @@ import pytest
 
 from mountkit import drivers, s3fs
 from mountkit.config import MountSettings, mount_settings
-from mountkit.errors import HostError
+from mountkit.errors import HostError, UsageError
 from mountkit.store.access import Access
 
 
@@ -32,6 +32,16 @@ def test_auto_falls_back_with_the_reason_and_fuse_never_does(monkeypatch: pytest
         drivers.choose("auto")
     with pytest.raises(HostError, match="s3fs is not installed"):
         drivers.choose("s3fs")
+
+
+def test_s3fs_serves_no_writable_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks(monkeypatch, "", programs={"s3fs"})
+    assert drivers.choose("auto", writable=True) == drivers.Choice("fuse")
+    with pytest.raises(UsageError, match="to read only"):
+        drivers.choose("s3fs", writable=True)
+    lacks(monkeypatch, "pyfuse3 is not there", programs={"s3fs"})
+    with pytest.raises(HostError, match="serves no writable mounts"):
+        drivers.choose("auto", writable=True)
 
 
 def settings(**flags: str | bool) -> MountSettings:
