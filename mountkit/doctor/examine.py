@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mountkit import ipc, mountinfo, mounts, processes, project
@@ -28,29 +28,37 @@ class Subject:
     check_point: bool = False
     """Whether the directory is where it would be mounted, rather than a word of ours."""
     passwd_file: str = ""
+    writable: bool = False
+    """Whether the source is tried for writing, too, with an object that is removed again."""
 
 
 def subject(word: str, options: Mapping[str, Any]) -> Subject:
     """What `word` (a source, a mount's name, a directory) means. Raises UsageError."""
+    found, known = _subject(word, options)
+    return replace(found, writable=bool(known.get("writable")))
+
+
+def _subject(word: str, options: Mapping[str, Any]) -> tuple[Subject, Mapping[str, Any]]:
     passwd = str(options.get("passwd_file") or "")
     if not word:
-        return Subject(mount_settings("bucket", "/", **options))
+        return Subject(mount_settings("bucket", "/", **options)), options
     info = mounts.find(word) if os.path.lexists(word) or word.startswith(("/", ".")) else None
     named = project.find_mount(word) or (_mount_at(info.directory if info else word))
     if named is not None:
         known = {**named.options, **options}
         settings = mount_settings(named.source, named.directory, **known)
         mounted = info or mounts.find(named.directory)
-        return Subject(settings, mounted, mounted is None, str(known.get("passwd_file") or ""))
+        return Subject(settings, mounted, mounted is None, str(known.get("passwd_file") or "")), known
     if info is not None:
         given = {"cache": info.details.get("cache_directory"), "endpoint": info.details.get("endpoint") or None}
-        return Subject(mount_settings(info.source, info.directory, **{**given, **options}), info, False, passwd)
+        settings = mount_settings(info.source, info.directory, **{**given, **options})
+        return Subject(settings, info, False, passwd), options
     if word.startswith(("/", "./", "../")) or word in (".", ".."):
         raise UsageError(
             f"{word} is not in a mount of mountkit, and no mount of mountkit.yaml lies there",
             "name a source (s3://bucket), a mount of mountkit.yaml, or a mounted directory",
         )
-    return Subject(mount_settings(word, "/", **options), passwd_file=passwd)
+    return Subject(mount_settings(word, "/", **options), passwd_file=passwd), options
 
 
 def _mount_at(directory: str) -> project.NamedMount | None:
@@ -72,7 +80,7 @@ def lines(examined: Subject, word: str, driver: str) -> Iterator[Line]:
         return
     if examined.check_point:
         yield _point(examined.settings.directory)
-    yield from _source(examined.settings, examined.passwd_file)
+    yield from _source(examined)
 
 
 def _mount(info: MountInfo) -> Iterator[Line]:
@@ -104,8 +112,10 @@ def _point(directory: str) -> Line:
     return section.fine("directory", "is there and empty")
 
 
-def _source(settings: MountSettings, passwd_file: str) -> Iterator[Line]:
+def _source(examined: Subject) -> Iterator[Line]:
     """The lines of a process that may meet credentials; see `source`."""
+    settings, passwd_file = examined.settings, examined.passwd_file
+    assert settings is not None
     section = Section(f"source {settings.source}")
     credentials = None
     if passwd_file:
@@ -122,7 +132,12 @@ def _source(settings: MountSettings, passwd_file: str) -> Iterator[Line]:
             channel.settimeout(_STEP_S)
             sealed = mounts.sealed_environment(credentials)
             try:
-                body = {"settings": settings.to_json(), "passwd_file": passwd_file, "fds": 1}
+                body = {
+                    "settings": settings.to_json(),
+                    "passwd_file": passwd_file,
+                    "fds": 1,
+                    "writable": examined.writable,
+                }
                 socket.send_fds(channel, [b"".join(ipc.encode(body))], [sealed])
             finally:
                 os.close(sealed)

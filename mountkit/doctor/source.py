@@ -7,8 +7,10 @@ it says of credentials is where they come from and the ends of the access key id
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import ssl
 import statistics
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from mountkit import ipc, processes
@@ -34,6 +37,7 @@ _TIMEOUTS = Timeouts(3.0, 10.0, 30.0, 10.0, 30.0)
 _SKEW_S, _REFUSED_SKEW_S = 60.0, 900.0
 _SHORT_READ_BYTES = 8 << 20
 _LATENCY_TRIES = 5
+_PROBE = b"mountkit doctor was here and should have taken this away\n"
 _SOON_S = 14 * 86400
 _ARCHIVES = {"GLACIER", "DEEP_ARCHIVE"}
 """Storage classes that need a restore; GLACIER_IR is read like any other."""
@@ -53,8 +57,8 @@ _PROVIDERS = {
 class Examination:
     """One source. Each step is a method that yields its lines, and raises what ends the examination."""
 
-    def __init__(self, url: BucketURL, *, passwd_file: str = "") -> None:
-        self._url, self._passwd_file = url, passwd_file
+    def __init__(self, url: BucketURL, *, passwd_file: str = "", writable: bool = False) -> None:
+        self._url, self._passwd_file, self._writable = url, passwd_file, writable
         self._objects: tuple[ObjectInfo, ...] = ()
         self._section = Section(f"source {url}")
         self._name = "source"
@@ -67,6 +71,8 @@ class Examination:
             yield from self._bucket()
             yield from self._listing()
             yield from self._reading()
+            if self._writable:
+                yield from self._writing()
         except MountkitError as exc:
             yield self._section.fault(self._name, exc)
 
@@ -217,6 +223,48 @@ class Examination:
             "conditions", "the server gives one version for another", "objects that are replaced in use may be mixed"
         )
 
+    def _writing(self) -> Iterator[Line]:
+        """Puts probe objects and takes them away again, also when a step in between is refused."""
+        self._name = "put"
+        key = self._url.prefix + f".mountkit-doctor-{secrets.token_hex(8)}".encode()
+        started = time.monotonic()
+        self._store.put_object(key, _PROBE)
+        try:
+            yield self._section.fine("put", f"an object of {len(_PROBE)} bytes in {_ms(time.monotonic() - started)}")
+            yield self._exclusive(key)
+            yield from self._multipart(key)
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                self._store.delete_object(key)
+            raise
+        self._name = "delete"
+        self._store.delete_object(key)
+        yield self._section.fine("delete", "the probe is gone again")
+
+    def _exclusive(self, key: bytes) -> Line:
+        try:
+            self._store.put_object(key, _PROBE, if_absent=True)
+        except ObjectChanged:
+            return self._section.fine("exclusive put", "an object that is there already is not replaced (--no-clobber)")
+        except StoreError as exc:
+            return self._section.weighed("exclusive put", exc, stops=False)
+        return self._section.note(
+            "exclusive put", "the server replaces an object it was told not to", "--no-clobber cannot work with it"
+        )
+
+    def _multipart(self, key: bytes) -> Iterator[Line]:
+        """What a file of more than a few megabytes needs."""
+        self._name, started = "multipart", time.monotonic()
+        upload = self._store.create_upload(key)
+        try:
+            part = self._store.upload_part(key, upload, 1, _PROBE)
+            self._store.complete_upload(key, upload, [part])
+        except StoreError:
+            with contextlib.suppress(StoreError):
+                self._store.abort_upload(key, upload)
+            raise
+        yield self._section.fine("multipart", f"an upload of one part in {_ms(time.monotonic() - started)}")
+
     def _versions(self, found: ObjectInfo) -> Line:
         if found.version_id in ("", "null"):
             text = "none are kept: a file that is replaced while it is open gives ESTALE"
@@ -251,6 +299,10 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
 
 
+def _asked_for(settings: MountSettings, body: dict[str, Any]) -> Examination:
+    return Examination(settings.source, passwd_file=body["passwd_file"], writable=body["writable"])
+
+
 def main() -> None:
     """Entry of the process: `python -I -m mountkit.doctor.source CHANNEL_FD`. See `examine`."""
     os.chdir("/")
@@ -259,7 +311,7 @@ def main() -> None:
         start = ipc.receive_one(channel)
         processes.take_environment(start.fds[0])
         settings = MountSettings.from_json(start.body["settings"])
-        for line in Examination(settings.source, passwd_file=start.body["passwd_file"]).lines():
+        for line in _asked_for(settings, start.body).lines():
             channel.sendall(json.dumps(line.to_json()).encode() + b"\n")
 
 

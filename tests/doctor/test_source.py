@@ -17,6 +17,7 @@ from mountkit.doctor.source import Examination
 from mountkit.sources import parse_source
 from tests.certificates import self_signed, server_tls
 from tests.doctor.conftest import Doctor
+from tests.http_proxy import LoggingProxy
 from tests.servers import MotoServer, SeaweedServer, free_ports
 from tests.store.raw_server import RawServer, Request, answer
 
@@ -39,11 +40,11 @@ class Examine:
     base: Path
     patch: pytest.MonkeyPatch
 
-    def __call__(self, source: str, **changed: str | None) -> Lines:
+    def __call__(self, source: str, *, writable: bool = False, **changed: str | None) -> Lines:
         with self.patch.context() as patch:
             for name, value in changed.items():
                 patch.delenv(name) if value is None else patch.setenv(name, value)
-            return list(Examination(parse_source(source)).lines())
+            return list(Examination(parse_source(source), writable=writable).lines())
 
 
 @pytest.fixture
@@ -254,3 +255,31 @@ def test_text_keeps_to_80_columns_and_has_no_colour_in_a_pipe(doctor: Doctor, tm
     assert max(map(len, found.out.splitlines())) <= 80 or str(tmp_path) in found.out
     assert "  ✗ name " in found.out
     assert "→ check the endpoint, the network and the DNS" in found.out
+
+
+def test_writing_is_tried_and_taken_back(examine: Examine, seaweed: SeaweedServer) -> None:
+    found = examine(_source(seaweed, "data/doctor"), writable=True)
+    assert {line.verdict for line in found} == {Verdict.FINE}, found
+    assert [line.name for line in found][-4:] == ["put", "exclusive put", "multipart", "delete"]
+    kept = seaweed.client().list_objects_v2(Bucket="data", Prefix="doctor/.mountkit-doctor")
+    assert kept["KeyCount"] == 0
+    assert "Uploads" not in seaweed.client().list_multipart_uploads(Bucket="data", Prefix="doctor/")
+
+
+@pytest.mark.parametrize("step", ["put", "multipart", "delete"])
+def test_a_right_to_write_that_is_lacking_is_the_fault_of_its_step(
+    examine: Examine, seaweed: SeaweedServer, step: str
+) -> None:
+    def refuse(method: str, target: str) -> bytes | None:
+        wanted = {"put": method == "PUT", "multipart": "uploads" in target, "delete": method == "DELETE"}[step]
+        return answer(403, code="AccessDenied") if wanted and "doctor-" in target else None
+
+    with LoggingProxy(int(seaweed.endpoint.rsplit(":", 1)[1])) as proxy:
+        proxy.fault = refuse
+        found = examine(f"s3://data/doctor?endpoint={proxy.url}", writable=True)
+    assert (found[-1].name, found[-1].verdict) == (step, Verdict.FAULT), found[-1]
+    assert found[-1].way_out
+    client = seaweed.client()
+    for left in client.list_objects_v2(Bucket="data", Prefix="doctor/.mountkit-doctor").get("Contents", []):
+        assert step == "delete", "the probe was left behind"
+        client.delete_object(Bucket="data", Key=left["Key"])
