@@ -19,7 +19,7 @@ from mountkit import mountinfo
 from tests.mount.conftest import Bucket, CommandLine, content, kill, wait_until
 from tests.mount.writing import drain_and_unmount, is_drained, journal, objects
 
-FLAGS = pytest.mark.parametrize("flag", ["--passthrough", "--no-passthrough"])
+FLAGS = pytest.mark.parametrize("flag", ["--passthrough", pytest.param("--no-passthrough", marks=pytest.mark.soak)])
 
 
 _REFUSED = b"<Error><Code>AccessDenied</Code><Message>not you</Message></Error>"
