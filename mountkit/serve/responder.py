@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 _SIGKILL_BIT = 1 << 8
 _LISTINGS = 1024
 _NOTE_S = 1.0
+_ANSWERS = frozenset(
+    {errno.ENOENT, errno.ESTALE, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EXDEV}
+    | {errno.ENODATA, errno.ERANGE, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENAMETOOLONG}
+)
+"""What a file system answers to a question or a wrong request: nobody failed."""
 _KINDS = {Kind.FILE: stat.S_IFREG >> 12, Kind.DIRECTORY: stat.S_IFDIR >> 12}
 _PLAIN = messages.FOPEN_KEEP_CACHE | messages.FOPEN_NOFLUSH
 """A handle read through us: its pages stay (an inode is one version), and it has nothing to flush."""
@@ -261,7 +266,7 @@ class Responder:
             number = exc.errno
         else:
             log.error("a request failed in a way nobody foresaw", exc_info=exc)
-        if number not in (errno.ENOENT, errno.ESTALE):
+        if number not in _ANSWERS:
             self._count.errors += 1
             self._note_failure(number, exc, what)
         self._wire.send(messages.failed(unique, number))

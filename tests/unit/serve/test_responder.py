@@ -212,7 +212,10 @@ async def test_a_catalog_that_stays_away_is_eio_when_the_budget_is_spent(
         assert "EIO" in caplog.text
 
 
-@pytest.mark.parametrize(("raised", "counted"), [(errno.ENOENT, 0), (errno.ESTALE, 0), (errno.EACCES, 1)])
+@pytest.mark.parametrize(
+    ("raised", "counted"),
+    [(errno.ENOENT, 0), (errno.ESTALE, 0), (errno.ENODATA, 0), (errno.EACCES, 1), (errno.ENOSPC, 1)],
+)
 def test_errors_reach_the_caller_and_only_those_that_are_faults_count(
     shared: SharedMemory, raised: int, counted: int
 ) -> None:
