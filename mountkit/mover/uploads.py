@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,18 +23,18 @@ from mountkit.catalog.written import record_writes
 from mountkit.config import OutputSettings
 from mountkit.errors import MountkitError, StoreError
 from mountkit.mover import upload_jobs
+from mountkit.mover.clobber import condition_of
 from mountkit.mover.multipart import SINGLE_BYTES, Multipart
-from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.upload_jobs import Condition, OpenFile, StampChanged
 from mountkit.mover.upload_order import UploadOrder
 from mountkit.mover.upload_properties import properties_of
+from mountkit.mover.upload_threads import UploadThreads
 from mountkit.staging.queue import Ending, Operation, UploadJournal
 from mountkit.staging.schema import OperationKind, OperationState
 from mountkit.store.api import MAX_COPY_BYTES, ObjectInfo, Part, Properties
 from mountkit.store.retry import RetryingStore
 
 log = logging.getLogger(__name__)
-MAX_THREADS = 32
 _RUNNING = 192
 """Operations claimed at once: enough that no thread waits for the journal."""
 _TURN_S = 0.04
@@ -59,33 +58,6 @@ class UploadStatistics:
     """Why uploads fail or wait now; empty while all is well."""
 
 
-class _Job:
-    """Work for a thread of the queue; its end is told on the trio thread."""
-
-    def __init__(
-        self,
-        owner: Uploads,
-        work: Callable[[], object],
-        on_end: Callable[[object, Exception | None], None],
-        held_bytes: int,
-    ) -> None:
-        self.priority = Priority.READAHEAD if held_bytes > SINGLE_BYTES // 4 else Priority.DEMAND
-        self.held_bytes = held_bytes
-        self._owner, self._work, self._on_end = owner, work, on_end
-
-    def run(self) -> None:
-        result: object = None
-        error: Exception | None = None
-        try:
-            result = self._work()
-        except (MountkitError, StampChanged) as exc:
-            error = exc
-        except Exception as exc:
-            log.exception("an upload failed in a way nobody foresaw")
-            error = MountkitError(f"failed in a way nobody foresaw: {exc!r}")
-        self._owner.arrived(functools.partial(self._on_end, result, error))
-
-
 class Uploads:
     """The uploader of one state directory. `run` must run in the mover's trio thread."""
 
@@ -100,7 +72,7 @@ class Uploads:
     ) -> None:
         self.journal, self.open_file, self.store = journal, open_file, store
         self._catalog, self._clock = catalog, clock
-        self._queue = FetchQueue(max_threads=MAX_THREADS)
+        self._threads: UploadThreads
         self._order = UploadOrder()
         self._settings = OutputSettings()
         self._last_seq = 0
@@ -110,22 +82,19 @@ class Uploads:
         self._draining = self._waiters = 0
         self._done_bytes = 0
         self._sent_bytes: dict[int, int] = {}
-        self._arrived: deque[Callable[[], None]] = deque()
         self._endings: list[Ending] = []
         self._writes: list[tuple[bytes, ObjectInfo | None]] = []
         self._parts: list[tuple[int, Part]] = []
         self._cleaning: set[int] = set()
         self._news = trio.Event()
-        self._woken = False
         self._changed = trio.Event()
-        self._token: trio.lowlevel.TrioToken | None = None
 
     def __repr__(self) -> str:
         return f"<Uploads {self._order!r}>"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Works on the journal until it is cancelled; what was under way then is claimed by the next mover."""
-        self._token = trio.lowlevel.current_trio_token()
+        self._threads = UploadThreads(self.staged)
         again = self.journal.recover() + self.journal.retry_failed()
         if again:
             log.info("%d uploads that an earlier mover left are resumed", again)
@@ -139,11 +108,11 @@ class Uploads:
                     await self._news.wait()
                 self._news = trio.Event()
         finally:
-            self._queue.close()
+            self._threads.close()
 
     # ---- asked for -----------------------------------------------------------------------------------------
     def staged(self) -> None:
-        """Operations were queued."""
+        """Operations were queued, or have come to an end."""
         self._news.set()
 
     async def commit(self, seqs: list[int]) -> dict[str, Any]:
@@ -315,7 +284,7 @@ class Uploads:
         self, work: Callable[[], object], on_end: Callable[[object, Exception | None], None], held_bytes: int
     ) -> None:
         """Runs `work` on a thread, then `on_end` with its result or its error on the trio thread."""
-        self._queue.put(_Job(self, work, on_end, held_bytes))
+        self._threads.submit(work, on_end, held_bytes)
 
     def _start(self, group: list[Operation]) -> None:
         if not group:
@@ -362,41 +331,12 @@ class Uploads:
         return properties_of(operation, self._settings, self.journal.name)
 
     def _condition(self, operation: Operation) -> Condition:
-        """With --no-clobber: the version that the mount showed when the file was opened, or what we put since."""
-        if self._settings.clobber:
-            return Condition()
-        last = self.journal.last_done(operation.key, operation.seq)
-        if last is not None:
-            kind, etag, ended_at = last
-            if ended_at > operation.queued_at or "if_match" not in (operation.metadata or {}):
-                return Condition(if_absent=True) if kind is OperationKind.DELETE else Condition(if_match=etag)
-        expected = (operation.metadata or {}).get("if_match")
-        if expected is None and operation.file is not None:
-            base = self.journal.base(operation.file)
-            expected = base.etag if base is not None and base.key == operation.key else ""
-        return Condition(if_match=expected) if expected else Condition(if_absent=True)
+        return Condition() if self._settings.clobber else condition_of(self.journal, operation)
 
     # ---- what came of it -----------------------------------------------------------------------------------
-    def arrived(self, act: Callable[[], None]) -> None:
-        """On a thread: has `act` called on the trio thread soon."""
-        self._arrived.append(act)
-        if not self._woken:
-            self._woken = True
-            assert self._token is not None
-            try:
-                self._token.run_sync_soon(self._wake)
-            except trio.RunFinishedError:
-                log.debug("the mover ended before this arrived")
-
-    def _wake(self) -> None:
-        self._news.set()
-
     def _settle(self) -> None:
-        self._woken = False  # first: what comes from here on wakes us again
-        if not self._arrived:
+        if not self._threads.settle():
             return
-        for _ in range(len(self._arrived)):
-            self._arrived.popleft()()
         if self._parts:
             sent = {seq: self._sent_bytes.get(seq, 0) for seq, _ in self._parts}
             self.journal.note_parts(self._parts, sent)
