@@ -144,7 +144,9 @@ def summary(status: dict[str, Any]) -> str:
         return one_line(f"{text}: {'; '.join(status['reasons'])}")
     used = f", {cache['bytes_used'] / 1e9:.1f} GB cached" if cache else ""
     opens = f", {reads['opens']} opens" if reads else ""  # s3fs counts nothing
-    return one_line(f"{text}{opens}{used}")
+    pending = status.get("outputs", {}).get("pending", 0)
+    uploads = f", {pending} to upload" if pending else ""
+    return one_line(f"{text}{opens}{used}{uploads}")
 
 
 async def _answers(directory: str, patience_s: float) -> bool:
