@@ -58,6 +58,11 @@ TEST_PROGRAMS = {
     "runc": Need("runc", "starts Podman's containers"),
     "s3fs": Need("s3fs", "the other driver, which the tests run"),
     "systemd-analyze": Need("systemd", "the tests boot it in a container"),
+    "strace": Need("strace", "the tests kill a server in the moment before its answer with it"),
+    "rsync": Need("rsync", "the tests write into mounts with it"),
+    "git": Need("git", "the tests write into mounts with it"),
+    "zip": Need("zip", "the tests write into mounts with it"),
+    "unzip": Need("unzip", "the tests write into mounts with it"),
     "dbus-daemon": Need("dbus", "through which an ordinary user gets a systemd there"),
 }
 """What only the tests need: a program, and the package that has it."""
