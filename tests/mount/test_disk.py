@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -244,6 +245,33 @@ def test_a_disk_smaller_than_the_data_is_filled_and_used(bucket: Bucket, mountki
         mountkit.unmount(root)
 
 
+@contextlib.contextmanager
+def kept_full(path: Path) -> Iterator[None]:
+    """A file that takes every byte its disk has, also those that are given back meanwhile; gone at the end."""
+    end = threading.Event()
+
+    def fill_up() -> None:
+        with open(path, "wb", buffering=0) as file:
+            for size in itertools.chain([65536], itertools.repeat(4096)):
+                with contextlib.suppress(OSError):
+                    while not end.is_set() and file.write(bytes(size)) == size:
+                        pass
+                started.set()
+                if end.wait(0.02):
+                    return
+
+    started = threading.Event()
+    filler = threading.Thread(target=fill_up)
+    filler.start()
+    try:
+        assert started.wait(30)
+        yield
+    finally:
+        end.set()
+        filler.join()
+        path.unlink()
+
+
 @pytest.mark.parametrize("catalog", ["kept", "deleted"])
 def test_a_disk_that_others_fill_is_said_and_used_again_when_there_is_room(
     bucket: Bucket, mountkit: CommandLine, catalog: str
@@ -255,22 +283,16 @@ def test_a_disk_that_others_fill_is_said_and_used_again_when_there_is_room(
         check(root, objects)
         state = state_directory(mountkit, root)
         with reading(root, objects) as failures:
-            with contextlib.suppress(OSError), open(mountkit.cache / "of-others", "wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(65536))
-            if catalog == "deleted":
-                for name in ("catalog.db", "catalog.db-wal"):
-                    (state / name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError), open(mountkit.cache / "of-others", "ab", buffering=0) as file:
-                    while True:
-                        file.write(bytes(4096))
-            more = {f"e/{n}": content(n, SMALL) for n in range(40)}
-            for key, data in more.items():
-                bucket.put(key, data)
-            assert mountkit.run("refresh", str(root)).code == 0
-            check(root, more)
-            until_degraded(mountkit, root, "full", "No space left")
-            (mountkit.cache / "of-others").unlink()
+            with kept_full(mountkit.cache / "of-others"):
+                if catalog == "deleted":
+                    for name in ("catalog.db", "catalog.db-wal"):
+                        (state / name).unlink(missing_ok=True)
+                more = {f"e/{n}": content(n, SMALL) for n in range(40)}
+                for key, data in more.items():
+                    bucket.put(key, data)
+                assert mountkit.run("refresh", str(root)).code == 0
+                check(root, more)
+                until_degraded(mountkit, root, "full", "No space left")
             wait_until(is_ok(mountkit, root), seconds=25)
         check(root, objects | more)
         assert failures == []
