@@ -5,6 +5,7 @@ A mover that finds a journal goes on with what is in it, whoever mounts: what a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -64,8 +65,7 @@ class Outputs:
 
     async def run(self) -> None:
         """Uploads what the journal holds, from its first operation on; begins anew where the journal's disk failed."""
-        if not schema.exists(self._state_fd):
-            await self._wanted.wait()
+        await self._wait_for_journal()
         while True:
             try:
                 await self._run_once()
@@ -75,6 +75,18 @@ class Outputs:
             self._uploads = None
             self._there = trio.Event()
             await trio.sleep(_AGAIN_S)
+
+    async def _wait_for_journal(self) -> None:
+        """Returns once there is one, or one is wanted. A disk that fails says neither: it is asked again."""
+        while not self._wanted.is_set():
+            try:
+                if schema.exists(self._state_fd):
+                    return
+            except OSError:
+                with trio.move_on_after(_AGAIN_S):
+                    await self._wanted.wait()
+            else:
+                await self._wanted.wait()
 
     async def _run_once(self) -> None:
         journal = UploadJournal(self._state_fd)
@@ -119,8 +131,9 @@ class Outputs:
         return await (await self._ready()).commit(body["seqs"])
 
     async def _drain(self, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        if not schema.exists(self._state_fd):
-            return {"left": 0, "failed": 0, "errors": {}}
+        with contextlib.suppress(OSError):  # who cannot know whether there is a journal shall say so
+            if not schema.exists(self._state_fd):
+                return {"left": 0, "failed": 0, "errors": {}}
         return await (await self._ready()).drain(progress, retry=body.get("retry", True))
 
     async def _stage(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:

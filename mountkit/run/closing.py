@@ -41,12 +41,13 @@ def close_run(
         if one.get("mounted"):
             shown |= _used(run, one, mounter, mounts)
         inputs.append(shown)
-    outputs, left = _outputs(run, mounter, said)
+    ran = ended is not None or bool((record.get("times") or {}).get("started"))
+    outputs, left = _outputs(run, mounter, said, ran=ran)
     mounted = dict.fromkeys(one["directory"] for one in record.get("inputs") or () if one.get("mounted"))
     mounted |= dict.fromkeys(one["directory"] for one in record.get("outputs") or () if one.get("mounted"))
     for directory in reversed(mounted):
         said += mounts.release(directory, run, force=directory in left)
-    if ended is None and not (record.get("times") or {}).get("started") and not failure:
+    if not ran and not failure:
         run.forget()
     else:
         receipt = _receipt(record, ended, inputs, said, failure=failure, collected=collected)
@@ -66,13 +67,18 @@ def _used(run: records.Run, one: dict[str, Any], mounter: Mounter, mounts: Share
     return {**used, "shared": mounts.was_shared(one["directory"], run)}
 
 
-def _outputs(run: records.Run, mounter: Mounter, said: list[str]) -> tuple[list[dict[str, Any]], set[str]]:
-    """The outputs as a receipt shows them, and the mounts of which not everything has reached the bucket."""
+def _outputs(
+    run: records.Run, mounter: Mounter, said: list[str], *, ran: bool
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """The outputs as a receipt shows them, and the mounts of which not everything has reached the bucket.
+
+    Of a run that never `ran` there are none, and perhaps not even the mounts.
+    """
     record = run.record
     found: list[dict[str, Any]] = []
     left: set[str] = set()
     for one in record.get("outputs") or ():
-        if not one.get("mounted"):
+        if not one.get("mounted") or not ran:
             found.append(one)
             continue
         shown = {name: one[name] for name in ("source", "target")}

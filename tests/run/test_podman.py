@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,9 +28,9 @@ LIMITS = ("--ulimit", f"nproc={min(4096, resource.getrlimit(resource.RLIMIT_NPRO
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def podman() -> Iterator[dict[str, str]]:
     """Podman's service with the tiny image; yields what must be in the environment to meet it."""
-    base = tmp_path_factory.mktemp("podman")
+    base = Path(tempfile.mkdtemp(prefix="podman-"))  # its runroot may have 50 characters at most
     path = base / "podman.sock"
     store = [f"--root={base}/root", f"--runroot={base}/run", "--storage-driver=vfs", "--cgroup-manager=cgroupfs"]
     command = ["podman", *store, "system", "service", "--time=0", f"unix://{path}"]
@@ -41,6 +43,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         finally:
             service.terminate()
     subprocess.run(["podman", *store, "system", "reset", "--force"], check=False, capture_output=True)
+    shutil.rmtree(base, ignore_errors=True)
 
 
 def _answers(path: Path) -> bool:

@@ -126,7 +126,7 @@ def test_what_kill_9_leaves_is_collected_by_the_next_runs(
         (["--nosuch", "{image}"], 2, "--nosuch"),
         (["--volume", "/etc:/x", "{image}"], 2, "would hand this host to the container"),
         (["--volume", "/var/run/docker.sock:/x", "{image}"], 2, "would hand this host to the container"),
-        (["--output", "s3://data/out", "{image}"], 2, "is a bucket"),
+        (["--output", "s3://data/x?endpoint=http://127.0.0.1:1", "{image}", "true"], 7, "cannot mount the output"),
         (["--network", "nosuch", "{image}", "true"], 6, "nosuch"),
     ],
 )
