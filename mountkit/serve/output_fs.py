@@ -64,7 +64,6 @@ class OutputFileSystem:
         """What staging takes on the disk, as upkeep last saw it, and what was written through us since."""
         self._tree = journal.tree
         self._bucket, self._view, self._mover = bucket, view, mover
-        self._failure = 0
         self._staged: dict[int, int] = {}
         """Staging files that hold an object version, made to be changed, by object id."""
 
@@ -555,13 +554,9 @@ class OutputFileSystem:
         return self._tree.node(found[0]) if found and found[1] & _ACCESS else None
 
     def failure(self) -> int:
-        """The errno of an upload that failed for good, 0 where none did."""
-        return self._failure
-
-    def note_failure(self) -> None:
-        """Looks for such an upload; upkeep does whenever the mover has written."""
+        """The errno of an upload that failed for good, 0 where none did, as the journal says at this moment."""
         failed = self.journal.first_failed()
-        self._failure = 0 if failed is None else _errno(failed.error)
+        return 0 if failed is None else _errno(failed.error)
 
     async def commit(self, seqs: list[int]) -> int:
         """Returns once these operations are done: 0, or the errno of one that failed."""

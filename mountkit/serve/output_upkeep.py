@@ -93,7 +93,6 @@ class Upkeep:
         """One round: notes what is done, clears away what is not needed any more."""
         with self._journal.transaction():
             self._tree.settle_handles()
-        self._files.note_failure()
         while self._note_done():
             pass
         self._note_gone()
