@@ -20,6 +20,7 @@ VARIANTS = [
     pytest.param(("--servers", "2"), id="two-servers"),
     pytest.param(("--servers", "2", "--no-passthrough"), id="two-servers-no-passthrough"),
     pytest.param(("--servers", "1", "--verify", "always"), id="verify-always"),
+    pytest.param(("--driver", "s3fs"), id="s3fs"),
 ]
 
 
@@ -49,10 +50,11 @@ def test_every_byte_is_right_cold_from_disk_and_after_a_remount_without_a_get(
     bucket.proxy.requests.clear()
     directory = mountkit.mount(bucket.source, *flags)
     _all_right(directory, objects)
-    assert bucket.proxy.count("GET") == 0
+    # s3fs asks for the bucket itself when it starts, and lists in an older way.
+    assert [one.target for one in bucket.proxy.requests if one.method == "GET" and "/size-" in one.target] == []
 
 
-@pytest.mark.parametrize("flags", VARIANTS[:3])
+@pytest.mark.parametrize("flags", [*VARIANTS[:3], VARIANTS[4]])
 def test_random_and_mapped_reads_of_a_large_file_are_right(
     bucket: Bucket, mountkit: CommandLine, flags: tuple[str, ...]
 ) -> None:
