@@ -318,8 +318,8 @@ def test(arguments: argparse.Namespace) -> int:
         ("ruff format", [python, "-m", "ruff", "format", "--check", "."]),
         ("mypy", [python, "-m", "mypy"]),
         ("lint-imports", [os.path.join(binaries, "lint-imports")]),
-        # Most tests wait for processes, timeouts and servers: twice as many at once as there are cores.
-        ("pytest", [python, "-m", "pytest", "-n", str(2 * min(4, os.cpu_count() or 1)), *_XDIST, *arguments.rest]),
+        # Most tests wait for processes, timeouts and servers, so one more at once than there are cores.
+        ("pytest", [python, "-m", "pytest", "-n", str(1 + min(7, os.cpu_count() or 1)), *_XDIST, *arguments.rest]),
     ]
     failed: list[str] = []
     for name, command in checks:

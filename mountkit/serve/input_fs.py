@@ -289,6 +289,10 @@ class InputFileSystem:
                     found = now(inode, cookie, fresh_after=fresh_after)
                     if found is not None:
                         return found
+        if self._show.ttl_s:  # what is known outlasts a bucket, and a mover, that is late
+            found = now(inode, cookie, fresh_after=0.0)
+            if found is not None:
+                return found
         raise FileSystemError(errno.EIO)
 
     def fresh_after(self) -> float:
