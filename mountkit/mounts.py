@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -23,7 +24,8 @@ from mountkit.config import MountSettings, store_environment
 from mountkit.errors import MountBusy, MountError, UsageError
 from mountkit.mountinfo import MountPoint
 
-_STARTING_S = 1.0
+_LETTING_GO_S = 2.0
+"""A container that starts has every mount of the host until it has changed its root; a process that ends, its files."""
 _READY_S = 60.0
 _GONE_S = 10.0
 _UNDONE_S = 20.0
@@ -361,10 +363,8 @@ def _unmount(resolved: str, directory: str, *, force: bool) -> None:
         return
     from mountkit.serve import holders
 
-    if not force:
-        outside = _held_elsewhere(point.device)
-        if outside:
-            raise _busy(resolved, outside)
+    if not force and (outside := _staying(lambda: holders.in_other_namespaces(point.device))):
+        raise _busy(resolved, outside)
     try:
         with ipc.Client(places.keeper_socket(point.device, point.owner_uid)) as keeper:
             keeper.call("unmount", timeout_s=30.0, force=force)
@@ -385,21 +385,16 @@ def refuse_if_used(info: MountInfo) -> None:
     """Raises MountBusy naming who works in the mount, if somebody does."""
     from mountkit.serve import holders
 
-    if by := holders.of_mount(info.directory, info.device):
+    if by := _staying(lambda: holders.of_mount(info.directory, info.device)):
         raise _busy(info.directory, by)
 
 
-def _held_elsewhere(device: str) -> list[str]:
-    """Who holds the mount in other namespaces, for longer than a container needs to change its root when it starts:
-    until then each has every mount of the host."""
-    from mountkit.serve import holders
-
-    deadline = time.monotonic() + _STARTING_S
-    while True:
-        outside = holders.in_other_namespaces(device)
-        if not outside or time.monotonic() > deadline:
-            return outside
+def _staying(holders: Callable[[], list[str]]) -> list[str]:
+    """Who still holds the mount when those who only start or end have let go of it."""
+    deadline = time.monotonic() + _LETTING_GO_S
+    while (found := holders()) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return found
 
 
 def _busy(directory: str, by: list[str]) -> MountBusy:

@@ -175,6 +175,28 @@ def bucket(seaweed: SeaweedServer, proxy: LoggingProxy) -> Iterator[Bucket]:
     yield Bucket("data", f"{uuid.uuid4().hex[:10]}/", client, proxy, environment)
 
 
+_OF_ITS_OWN = """
+findmnt -rn -t fuse.mountkit -o TARGET | while read -r mount; do
+    [ "$mount" = "$0" ] || umount -l "$(printf %b "$mount")"
+done
+echo ready
+exec sleep "$1"
+"""
+
+
+@contextlib.contextmanager
+def held_in_another_namespace(root: Path, propagation: str, seconds: float = 100) -> Iterator[int]:
+    """A process, by its pid, whose mount namespace holds the mount `root`, and none that other tests have meanwhile."""
+    command = ["unshare", "-m", "--propagation", propagation, "sh", "-c", _OF_ITS_OWN, str(root), f"{seconds}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as sleeper:
+        assert sleeper.stdout is not None
+        try:
+            assert sleeper.stdout.readline() == b"ready\n"
+            yield sleeper.pid
+        finally:
+            sleeper.kill()
+
+
 @pytest.fixture
 def mountkit(bucket: Bucket, tmp_path: Path) -> Iterator[CommandLine]:
     line = CommandLine(tmp_path, {**bucket.environment, "XDG_STATE_HOME": str(tmp_path / "state")})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Bucket, CommandLine, content, kill, wait_until
+from tests.mount.conftest import Bucket, CommandLine, content, held_in_another_namespace, kill, wait_until
 
 
 def test_warm_brings_a_tree_into_the_cache_and_nothing_else(bucket: Bucket, mountkit: CommandLine) -> None:
@@ -190,19 +190,10 @@ def test_a_namespace_that_follows_our_unmounts_holds_nothing_and_one_that_does_n
     try:
         for propagation, code in (("slave", 0), ("private", 4)):
             root = mountkit.mount(bucket.source, name="shared/m")
-            other = subprocess.Popen(
-                ["unshare", "-m", "--propagation", propagation, "sh", "-c", "echo; exec sleep 100"],
-                stdout=subprocess.PIPE,
-            )
-            assert other.stdout
-            other.stdout.readline()
-            try:
+            with held_in_another_namespace(root, propagation) as pid:
                 result = mountkit.run("unmount", str(root))
                 assert result.code == code, result.err
-                assert code == 0 or f"sleep (pid {other.pid})" in result.err
-            finally:
-                other.kill()
-                other.communicate()
+                assert code == 0 or f"sleep (pid {pid})" in result.err
         mountkit.unmount(root)
     finally:
         subprocess.run(["umount", "-l", str(base)], check=True)

@@ -25,7 +25,7 @@ import pytest
 from mountkit import mountinfo
 from mountkit.errors import HostError
 from mountkit.serve import session
-from tests.mount.conftest import Bucket, CommandLine, Result, our_processes, wait_until
+from tests.mount.conftest import Bucket, CommandLine, Result, held_in_another_namespace, our_processes, wait_until
 from tests.servers import SeaweedServer, free_ports
 from tests.store.raw_server import RawServer, answer
 
@@ -462,13 +462,11 @@ def test_commands_about_no_mount_say_so(scene: Scene, command: str) -> None:
     _assert_refused(scene.run(command, str(scene.directory)), 2, str(scene.directory), "mountkit status")
 
 
-def test_unmount_waits_for_a_container_that_only_just_starts(scene: Scene) -> None:
+@pytest.mark.parametrize("flags", [(), ("--writable",)], ids=["read-only", "writable"])
+def test_unmount_waits_for_a_container_that_only_just_starts(scene: Scene, flags: tuple[str, ...]) -> None:
     """Until it has changed its root, a container that has nothing to do with us has all mounts of the host."""
-    root = scene.line.mount(scene.bucket.source)
-    script = "echo here; sleep 0.5"
-    with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as starting:
-        assert starting.stdout is not None
-        assert starting.stdout.readline() == "here\n"
+    root = scene.line.mount(scene.bucket.source, *flags)
+    with held_in_another_namespace(root, "private", seconds=0.5):
         scene.line.unmount(root)
 
 
