@@ -12,8 +12,8 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from struct import Struct
-from zlib import crc32
 
+from mountkit.cache.checksum import wrong_parts
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES, ContentId, by_block, part_span
 from mountkit.cache.files import FdCache, open_placed
 from mountkit.cache.index import NOWHERE, Placed
@@ -157,13 +157,3 @@ class _Bad:
 
 
 BAD = _Bad()
-
-
-def part_crcs(view: memoryview) -> bytes:
-    """The CRCs of consecutive parts, 4 bytes each."""
-    return b"".join(crc32(view[at : at + PART_BYTES]).to_bytes(4, "little") for at in range(0, view.nbytes, PART_BYTES))
-
-
-def wrong_parts(view: memoryview, crcs: list[int]) -> list[int]:
-    """Which of the consecutive parts in `view` do not have their CRC."""
-    return [n for n, crc in enumerate(crcs) if crc32(view[n * PART_BYTES : (n + 1) * PART_BYTES]) != crc]

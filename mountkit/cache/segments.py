@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from zlib import crc32
 
+from mountkit.cache.checksum import CRC_BYTES, crc
 from mountkit.cache.content import PARTS_PER_BLOCK, ContentId
 from mountkit.cache.files import SEGMENTS, open_below, remove, segment_name, write_all
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SEGMENT_BYTES = 256 << 20
 _MAGIC = b"mks1"
 _HEADER = struct.Struct(f"<4s16sQII{4 * PARTS_PER_BLOCK}s")
-HEADER_BYTES = _HEADER.size + 4
+HEADER_BYTES = _HEADER.size + CRC_BYTES
 _NAME = re.compile(r"(\d{4,})\.seg")
 
 
@@ -37,7 +37,7 @@ def record_header(content: ContentId, size: int, crcs: bytes) -> bytes:
     Records hold whole objects of one block, so the index is 0 and the length is the size; both are kept in the format.
     """
     head = _HEADER.pack(_MAGIC, content, size, 0, size, crcs)
-    return head + crc32(head).to_bytes(4, "little")
+    return head + crc(head)
 
 
 def segment_numbers(root: int) -> list[int]:

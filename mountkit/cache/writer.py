@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mountkit.cache.checked import CheckedFiles, part_crcs
+from mountkit.cache.checked import CheckedFiles
+from mountkit.cache.checksum import part_crcs
 from mountkit.cache.content import (
     BLOCK_BYTES,
     PART_BYTES,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mountkit.cache.checked import CheckedFiles, Missing, part_crcs
+from mountkit.cache.checked import CheckedFiles, Missing
+from mountkit.cache.checksum import part_crcs
 from mountkit.cache.content import content_id
 from mountkit.cache.index import Placed
 from mountkit.cache.segments import record_header
