@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
     from mountkit.store.answers import Asked
+    from mountkit.store.lean import Stream
     from mountkit.store.signed import SignedHTTP
     from mountkit.store.statistics import Counters
 
@@ -92,6 +93,27 @@ class FastBody:
                 f"{self._asked.endpoint} stopped sending {self._asked.what} after {came} of {self._length} bytes"
             ) from exc
         _check_length(came, self._length, self._asked, self._counts)
+
+
+class StreamedBody:
+    """A long body straight from its socket."""
+
+    def __init__(
+        self, info: ObjectInfo, length: int, stream: Stream, asked: Asked, wire: SignedHTTP, counts: Counters
+    ) -> None:
+        self.info, self._length, self._stream = info, length, stream
+        self._asked, self._wire, self._counts = asked, wire, counts
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes asked for; see `api.Body`."""
+        try:
+            _check_length(self._stream.length, self._length, self._asked, self._counts)
+            for piece in self._wire.streamed(self._asked, self._stream, ONE_PIECE_BYTES):
+                self._counts.add("bytes_received", len(piece))
+                yield memoryview(piece)
+        except StoreUnavailable:
+            self._counts.add("errors")
+            raise
 
 
 class PlainBody:

@@ -1,4 +1,5 @@
-"""S3: one bucket behind the store protocol, over obstore (hot GETs) and signed plain HTTP (everything else).
+"""S3: one bucket behind the store protocol, over plain sockets (long GETs), obstore (short ones, and all over TLS) and
+signed plain HTTP (everything else).
 
 obstore hides statuses and error codes. When it fails before the body, the same GET is sent once more by the plain way,
 which either names the reason or is the answer; threads that fail within the same second share a transient verdict, so
@@ -28,8 +29,10 @@ from mountkit.store.access import Access, Wallet, find_access
 from mountkit.store.api import Body, ObjectInfo, Page
 from mountkit.store.bodies import (
     OBSTORE_ERRORS,
+    ONE_PIECE_BYTES,
     FastBody,
     PlainBody,
+    StreamedBody,
     answered_info,
     header_mtime_ns,
     mtime_ns,
@@ -45,6 +48,8 @@ from mountkit.store.signed import SignedHTTP, Timeouts, for_check, let_go
 from mountkit.store.statistics import Counters, StoreStatistics
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from obstore import GetOptions
     from urllib3.response import BaseHTTPResponse
 
@@ -213,6 +218,8 @@ class S3Store(S3Writes):
         asked = self._wire.asked("read", info.key)
         if name is None:
             return self._plain_get(asked, info, offset, length, versioned)
+        if length > ONE_PIECE_BYTES and self._wire.streams:
+            return self._streamed_get(asked, info, offset, length, versioned)
         self._counts.add("get")
         try:
             result = obstore.get(self._fast, name, options=_options(info, offset, length, versioned))
@@ -232,11 +239,26 @@ class S3Store(S3Writes):
             raise BadAnswer("the server sent another range than the one asked for")
         return FastBody(found, length, result, asked, self._counts)
 
+    def _streamed_get(self, asked: answers.Asked, info: ObjectInfo, offset: int, length: int, versioned: bool) -> Body:
+        query, headers = _asking(info, offset, length, versioned)
+        self._counts.add("get")
+        stream = self._wire.stream(asked, query, headers)
+        if stream is None:
+            self._raise_verdict()
+            return self._plain_get(asked, info, offset, length, versioned)
+        try:
+            if stream.status not in (200, 206):
+                raise self._judged(self._wire.refusal_streamed(asked, stream))
+            found = _plainly_answered(info, stream.headers, stream.status, offset, length)
+        except StoreError as exc:
+            stream.close()
+            if isinstance(exc, BadAnswer):
+                self._counts.add("errors")
+            raise
+        return StreamedBody(found, length, stream, asked, self._wire, self._counts)
+
     def _plain_get(self, asked: answers.Asked, info: ObjectInfo, offset: int, length: int, versioned: bool) -> Body:
-        headers = {} if (offset, length) == (0, info.size) else {"Range": f"bytes={offset}-{offset + length - 1}"}
-        if not versioned and not _is_made_up(info):
-            headers["If-Match"] = info.etag
-        query = f"versionId={quoted(info.version_id.encode())}" if versioned else ""
+        query, headers = _asking(info, offset, length, versioned)
         self._counts.add("get")
         try:
             response = self._wire.send("GET", asked, query=query, headers=headers)
@@ -245,10 +267,7 @@ class S3Store(S3Writes):
         try:
             if response.status not in (200, 206):
                 raise self._judged(self._wire.refusal(asked, response))
-            require_object(response.headers)
-            size = plain_size(response.headers, response.status, offset, length, info.size)
-            modified, version = header_mtime_ns(response.headers), response.headers.get("x-amz-version-id")
-            found = answered_info(info, response.headers.get("etag"), modified, size, version)
+            found = _plainly_answered(info, response.headers, response.status, offset, length)
         except StoreError as exc:
             response.close()
             if isinstance(exc, BadAnswer):
@@ -269,6 +288,23 @@ class S3Store(S3Writes):
         if verdict and time.monotonic() - verdict[0] < _VERDICT_S:
             known = verdict[1]
             raise self._counted(StoreUnavailable(known.sentence, known.hint, slow_down=known.slow_down))
+
+
+def _asking(info: ObjectInfo, offset: int, length: int, versioned: bool) -> tuple[str, dict[str, str]]:
+    """Query and headers that ask for these bytes of this version."""
+    headers = {} if (offset, length) == (0, info.size) else {"Range": f"bytes={offset}-{offset + length - 1}"}
+    if not versioned and not _is_made_up(info):
+        headers["If-Match"] = info.etag
+    return f"versionId={quoted(info.version_id.encode())}" if versioned else "", headers
+
+
+def _plainly_answered(
+    info: ObjectInfo, headers: Mapping[str, str], status: int, offset: int, length: int
+) -> ObjectInfo:
+    """What a 200 or 206 is about, if it is the answer to what was asked. Raises BadAnswer, ObjectChanged."""
+    require_object(headers)
+    size = plain_size(headers, status, offset, length, info.size)
+    return answered_info(info, headers.get("etag"), header_mtime_ns(headers), size, headers.get("x-amz-version-id"))
 
 
 def _options(info: ObjectInfo, offset: int, length: int, versioned: bool) -> GetOptions:

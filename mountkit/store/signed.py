@@ -26,7 +26,7 @@ from mountkit.store import answers
 from mountkit.store.access import Access, Wallet
 from mountkit.store.answers import Asked
 from mountkit.store.keys import quoted
-from mountkit.store.lean import Answer, LeanHTTP, NoAnswer, Unusable
+from mountkit.store.lean import Answer, LeanHTTP, NoAnswer, Stream, Unusable
 from mountkit.store.payload import Payload
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ class SignedHTTP:
         body = payload.body() if payload is not None else b""
         if self._lean is None or not isinstance(body, bytes):
             return None
-        url, target = self._place(asked, query)
-        every = {"Host": urlsplit(url).netloc, "User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
-        every |= self._signature(method, url, headers or {}, payload)
+        target, every = self._lean_head(method, asked, query, headers, payload)
         every["Content-Length"] = str(len(body))
         try:
             return self._lean.request(method, target, every, body, wait_s)
@@ -140,6 +138,29 @@ class SignedHTTP:
             raise answers.unreached(asked, ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")) from exc
         except OSError as exc:
             raise answers.unreached(asked, exc) from exc
+
+    @property
+    def streams(self) -> bool:
+        """Whether `stream` is a way to this server."""
+        return self._lean is not None and self._lean.streams
+
+    def stream(self, asked: Asked, query: str, headers: Mapping[str, str]) -> Stream | None:
+        """The answer to a GET of an object by way of `lean`, its body still to come; None where none came that way,
+        and the same request by `send` would say why."""
+        assert self._lean is not None
+        target, every = self._lean_head("GET", asked, query, None, None)
+        try:
+            return self._lean.stream(target, {**every, **headers}, self._timeouts.stall_s)
+        except (Unusable, NoAnswer, OSError):
+            return None
+
+    def _lean_head(
+        self, method: str, asked: Asked, query: str, signed: Mapping[str, str] | None, payload: Payload | None
+    ) -> tuple[str, dict[str, str]]:
+        """The target and the headers of a request by way of `lean`."""
+        url, target = self._place(asked, query)
+        every = {"Host": urlsplit(url).netloc, "User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        return target, every | self._signature(method, url, signed or {}, payload)
 
     def _place(self, asked: Asked, query: str) -> tuple[str, str]:
         """The URL that a request is signed for, and the target of its first line."""
@@ -215,6 +236,14 @@ class SignedHTTP:
             body = b""  # the status has to do
         return answers.refused(asked, response.status, response.headers, body)
 
+    def refusal_streamed(self, asked: Asked, stream: Stream) -> StoreError:
+        """The error for an answer that is no success; reads its body."""
+        try:
+            body = b"".join(self.streamed(asked, stream, 1 << 18)) if stream.length <= _MAX_DOCUMENT_BYTES else b""
+        except StoreError:
+            body = b""  # the status has to do
+        return answers.refused(asked, stream.status, stream.headers, body)
+
     def pieces(self, asked: Asked, response: BaseHTTPResponse, size: int) -> Iterator[bytes]:
         """The body of `response` as it comes, in pieces of at most `size` bytes."""
         deadline = time.monotonic() + self._timeouts.request_s
@@ -224,6 +253,17 @@ class SignedHTTP:
                     raise StoreUnavailable(f"{asked.endpoint} took too long to send {asked.what}")
                 yield piece
         except (http.HTTPError, OSError) as exc:
+            raise _broken(asked, exc) from exc
+
+    def streamed(self, asked: Asked, stream: Stream, size: int) -> Iterator[bytes]:
+        """The body of `stream` as it comes, in pieces of at most `size` bytes. Raises StoreUnavailable."""
+        deadline = time.monotonic() + self._timeouts.request_s
+        try:
+            for piece in stream.pieces(size):
+                if time.monotonic() > deadline:
+                    raise StoreUnavailable(f"{asked.endpoint} took too long to send {asked.what}")
+                yield piece
+        except (NoAnswer, OSError) as exc:
             raise _broken(asked, exc) from exc
 
     def _body(self, asked: Asked, response: BaseHTTPResponse, deadline: float) -> bytes:
@@ -259,7 +299,7 @@ class _Signer(S3SigV4Auth):
         return self._sha256
 
 
-def _broken(asked: Asked, exc: http.HTTPError | OSError) -> StoreError:
+def _broken(asked: Asked, exc: http.HTTPError | NoAnswer | OSError) -> StoreError:
     if isinstance(exc, http.TimeoutError | TimeoutError):
         return StoreUnavailable(f"{asked.endpoint} stopped sending {asked.what} in the middle")
     return StoreUnavailable(f"the connection to {asked.endpoint} broke off while it sent {asked.what}")

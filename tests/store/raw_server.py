@@ -48,6 +48,7 @@ class RawServer:
     respond: Callable[[Request], Iterable[Piece]]
     tls: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
+    connections: int = 0
 
     def __enter__(self) -> RawServer:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
@@ -76,6 +77,7 @@ class RawServer:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
+                self.connections += 1
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, raw: socket.socket) -> None:

@@ -81,3 +81,58 @@ def test_64_threads_at_once_each_get_their_own_answer() -> None:
         with ThreadPoolExecutor(64) as threads:
             assert all(threads.map(one, range(500)))
         lean.close()
+
+
+# ---- long bodies ---------------------------------------------------------------------------------------------
+BODY = bytes(range(251)) * 1000
+
+
+def test_a_long_body_comes_in_pieces_and_its_connection_is_used_again() -> None:
+    with RawServer(lambda request: [answer(206, BODY)]) as server:
+        lean = client(server)
+        for _ in range(3):
+            stream = lean.stream("/k", {"Host": "x"}, 2.0)
+            assert (stream.status, stream.length) == (206, len(BODY))
+            pieces = list(stream.pieces(100_000))
+            assert b"".join(pieces) == BODY
+            assert [len(piece) for piece in pieces] == [100_000, 100_000, 51_000]
+        assert server.connections == 1
+        lean.close()
+
+
+def test_a_head_that_comes_in_two_parts_takes_nothing_of_the_body() -> None:
+    said, late = answer(200, BODY), threading.Event()
+    with RawServer(lambda request: [said[:25], late, said[25:]]) as server:
+        threading.Timer(0.2, late.set).start()
+        stream = client(server).stream("/k", {"Host": "x"}, 2.0)
+        assert b"".join(stream.pieces(1 << 20)) == BODY
+
+
+def test_a_body_that_breaks_off_or_stalls_is_no_whole_one() -> None:
+    never = threading.Event()
+    for then, error in ((CLOSE, NoAnswer), (never, TimeoutError)):
+        with RawServer(lambda request, then=then: [answer(200, BODY)[:100_000], then]) as server:
+            stream = client(server).stream("/k", {"Host": "x"}, 0.2)
+            got = []
+            with pytest.raises(error):
+                got.extend(stream.pieces(1 << 16))
+            assert BODY.startswith(b"".join(got))
+
+
+def test_a_stream_that_is_given_up_leaves_no_connection_with_its_rest() -> None:
+    with RawServer(lambda request: [answer(200, BODY)]) as server:
+        lean = client(server)
+        pieces = lean.stream("/k", {"Host": "x"}, 2.0).pieces(1000)
+        next(pieces)
+        pieces.close()
+        assert b"".join(lean.stream("/k", {"Host": "x"}, 2.0).pieces(1 << 20)) == BODY
+        lean.close()
+
+
+def test_a_stream_of_unknown_length_is_left_to_others_and_a_silent_server_is_not_waited_for() -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    with RawServer(lambda request: [chunked]) as server, pytest.raises(Unusable):
+        client(server).stream("/k", {"Host": "x"}, 2.0)
+    never = threading.Event()
+    with RawServer(lambda request: [never]) as server, pytest.raises(TimeoutError):
+        client(server).stream("/k", {"Host": "x"}, 0.2)
