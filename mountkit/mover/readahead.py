@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
 
-_SLACK = 4 * BLOCK_BYTES
+SLACK_BYTES = 4 * BLOCK_BYTES
 """Reads of one run arrive out of order by up to the kernel's own read-ahead, spread over servers."""
 _START = 2 * BLOCK_BYTES
 _MIN_WINDOW, MAX_WINDOW_BYTES = 8 * BLOCK_BYTES, 128 * BLOCK_BYTES
@@ -54,7 +54,7 @@ class Readahead:
                 self._runs.popitem(last=False)
         self._runs.move_to_end(object_id)
         end = min(size, offset + length)
-        if run.end - _SLACK <= offset <= run.end + _SLACK:
+        if run.end - SLACK_BYTES <= offset <= run.end + SLACK_BYTES:
             run.consumed += max(0, end - run.end)
             run.end = max(run.end, end)
         else:

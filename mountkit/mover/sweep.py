@@ -13,6 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from mountkit.cache.content import BLOCK_BYTES, PART_BYTES
+from mountkit.mover.readahead import SLACK_BYTES
 
 BEGIN_FILES = 40
 _RECENT_FILES, _RECENT_S = 128, 10.0
@@ -170,7 +171,7 @@ class LargeFiles:
                 _, dropped = self._files.popitem(last=False)
                 dropped.ended = True
         self._files.move_to_end(object_id)
-        if abs(offset - file.end) > BLOCK_BYTES:
+        if abs(offset - file.end) > SLACK_BYTES:
             file.jumps = [at for at in file.jumps[-BEGIN_READS:] if at > now - _RECENT_S] + [now]
         file.end = offset + length
         if (part := offset // PART_BYTES) not in file.parts:
