@@ -88,7 +88,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a replaced object can still be opened",
-        "serve/input_fs.py",
+        "serve/input_names.py",
         "        if row is None or row.superseded_at is not None:",
         "        if row is None:",
         "tests/unit/serve/test_input_fs.py",

@@ -14,7 +14,8 @@ from typing import Any
 
 import pyfuse3
 
-from mountkit.serve.input_fs import FileSystemError, InputFileSystem
+from mountkit.serve.input_fs import InputFileSystem
+from mountkit.serve.values import FileSystemError
 from mountkit.serve.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def _adapted(method: _Method) -> _Method:
         self.wire.to_kernel()
         self.files.counters.requests += 1
         try:
-            return await self.files.patiently(lambda: method(self, *arguments))
+            return await self.files.names.doubts.patiently(lambda: method(self, *arguments))
         except FileSystemError as exc:
             raise pyfuse3.FUSEError(exc.errno) from None
         except pyfuse3.FUSEError:
@@ -59,14 +60,14 @@ class Operations(pyfuse3.Operations):
 
     @_adapted
     async def getxattr(self, inode: int, name: bytes, _ctx: Any) -> bytes:
-        found = self.files.extended_attributes(inode).get(name) if name.startswith(b"user.s3.") else None
+        found = self.files.names.extended_attributes(inode).get(name) if name.startswith(b"user.s3.") else None
         if found is None:
             raise FileSystemError(errno.ENODATA)
         return found
 
     @_adapted
     async def listxattr(self, inode: int, _ctx: Any) -> list[bytes]:
-        return list(self.files.extended_attributes(inode))
+        return list(self.files.names.extended_attributes(inode))
 
     @_adapted
     async def flush(self, _handle: int) -> None:

@@ -23,10 +23,11 @@ from mountkit.catalog.values import SEALED_BIT, ObjectRow
 from mountkit.catalog.view import CatalogView
 from mountkit.config import OutputSettings
 from mountkit.errors import MountkitError, StoreUnavailable
-from mountkit.serve.input_fs import FileSystemError, InputFileSystem, Presentation
+from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_messages import Changes
 from mountkit.serve.output_names import KEY_MAX, LISTED_BIT, Names, Place
+from mountkit.serve.values import FileSystemError, Presentation
 from mountkit.staging.files import StagingFiles
 from mountkit.staging.journal import Journal
 from mountkit.staging.publishing import Publisher
@@ -400,7 +401,7 @@ class OutputFileSystem:
         node = self.names.node(inode) or self._tree.of_object(inode & ~SEALED_BIT)
         found: dict[bytes, bytes] = {}
         if node is None or node.kind == NodeKind.OBJECT:
-            found |= self._bucket.extended_attributes(inode)
+            found |= self._bucket.names.extended_attributes(inode)
         if node is not None:
             found |= {name.encode("utf-8", "surrogateescape"): value for name, value in node.extended.items()}
             if node.kind == NodeKind.FILE:

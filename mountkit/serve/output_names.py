@@ -7,6 +7,7 @@ to ask; the same question is then put again with that answer granted (`Asking.se
 from __future__ import annotations
 
 import errno
+import functools
 import stat
 import time
 from collections.abc import Awaitable, Callable, Hashable
@@ -16,8 +17,9 @@ from typing import NamedTuple, TypeVar
 from mountkit import names
 from mountkit.catalog.values import SEALED_BIT, CatalogUnavailable, Kind, Known, ObjectRow
 from mountkit.catalog.view import CatalogView
-from mountkit.serve.input_fs import ROOT, DirectoryEntry, FileSystemError, InputFileSystem, Presentation
+from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.messages import Attributes
+from mountkit.serve.values import ROOT, DirectoryEntry, FileSystemError, Presentation
 from mountkit.staging.files import StagingFiles
 from mountkit.staging.journal import Journal
 from mountkit.staging.schema import OperationKind
@@ -147,7 +149,7 @@ class Names:
         if node is not None:
             return self.shown(node)
         overridden = self._tree.of_object(inode & ~SEALED_BIT)
-        found, timeout = self._bucket.attributes_now(inode)
+        found, timeout = self._bucket.names.attributes_now(inode)
         if overridden is not None:
             found = _with(found, overridden)
         return found, min(timeout, self._show.ttl_s)
@@ -172,7 +174,7 @@ class Names:
         """Attributes of what a name leads to, for how long the name and for how long the attributes hold."""
         node, row = place.node, place.row
         if row is not None:
-            found = self._bucket.found_of(row, place.timeout_s)
+            found = self._bucket.names.found_of(row, place.timeout_s)
             assert found.attributes is not None
             shown = found.attributes if node is None else _with(found.attributes, node)
             return shown, found.timeout_s, self._show.ttl_s
@@ -363,7 +365,7 @@ class Names:
         try:
             known = self._view.lookup(above, name)
         except CatalogUnavailable:
-            self._bucket.note_doubt()
+            self._bucket.names.doubts.note()
             known = None
         now = time.time()
         if known is not None and known.as_of >= now - ttl:
@@ -376,7 +378,7 @@ class Names:
 
     async def _ask(self, above: int, name: bytes, *, excused: bool) -> None:
         try:
-            await self._bucket.lookup(above, name)
+            await self._bucket.names.lookup(above, name)
         except FileSystemError:
             if not excused:
                 raise
@@ -385,7 +387,7 @@ class Names:
         try:
             return None if object_id is None else self._view.object(object_id & ~SEALED_BIT)
         except CatalogUnavailable:
-            self._bucket.note_doubt()
+            self._bucket.names.doubts.note()
             return None
 
     # ---- directories ---------------------------------------------------------------------------------------
@@ -440,13 +442,12 @@ class Names:
             return []
         fresh_after = max(0.0, (reading.started or time.time()) - self._show.ttl_s)
         while True:
-            page = self._bucket.entries_now(above, cookie, fresh_after=fresh_after)
+            page = self._bucket.listing.entries_now(above, cookie, fresh_after=fresh_after)
             if page is None:
-                at = cookie
-                wanted = fresh_after
-                self.asking.need(("list", above, at), lambda: self._bucket.entries(above, at, fresh_after=wanted))  # noqa: B023
+                ask = functools.partial(self._bucket.listing.entries, above, cookie, fresh_after=fresh_after)
+                self.asking.need(("list", above, cookie), ask)
                 fresh_after = 0.0
-                page = self._bucket.entries_now(above, cookie, fresh_after=fresh_after)
+                page = self._bucket.listing.entries_now(above, cookie, fresh_after=fresh_after)
                 if page is None:
                     raise FileSystemError(errno.EIO)
             if not page:

@@ -17,11 +17,12 @@ from typing import TypeVar
 
 from mountkit.serve import messages, processes_of_callers, session
 from mountkit.serve import output_messages as out
-from mountkit.serve.input_fs import ROOT, DirectoryEntry, FileSystemError, InputFileSystem
+from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.output_fs import Done, OutputFileSystem
 from mountkit.serve.output_names import MustAsk, Place
 from mountkit.serve.responder import Responder
 from mountkit.serve.shared import AnotherFileIsOpen, BackingTableFull, SharedMemory
+from mountkit.serve.values import ROOT, DirectoryEntry, FileSystemError
 from mountkit.serve.wire import RawHandler, Wire
 from mountkit.staging.tree import NODE_BIT, Node
 

@@ -15,10 +15,10 @@ import time
 import trio
 
 from mountkit.catalog.values import Kind
-from mountkit.serve.input_fs import FileSystemError
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_fs import OutputFileSystem
 from mountkit.serve.output_names import MustAsk
+from mountkit.serve.values import FileSystemError
 from mountkit.staging import schema
 from mountkit.staging.schema import OperationState
 from mountkit.staging.tree import ROOT_NODE, Node, NodeKind

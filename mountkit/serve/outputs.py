@@ -12,10 +12,11 @@ import time
 from mountkit.catalog.view import CatalogView
 from mountkit.config import OutputSettings
 from mountkit.serve import writer_lock
-from mountkit.serve.input_fs import InputFileSystem, Presentation
+from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_fs import OutputFileSystem
 from mountkit.serve.output_upkeep import Upkeep
+from mountkit.serve.values import Presentation
 from mountkit.staging import tree
 from mountkit.staging.files import StagingFiles
 from mountkit.staging.journal import Journal

@@ -21,8 +21,9 @@ from mountkit.cache.reader import SealedFile
 from mountkit.catalog.values import SEALED_BIT, Kind
 from mountkit.catalog.values import DirectoryEntry as NamedEntry
 from mountkit.serve import messages, session
-from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, InputFileSystem, NotNow
+from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.shared import IN_FLIGHT_PLACES, AnotherFileIsOpen, BackingTableFull, SharedMemory
+from mountkit.serve.values import DirectoryEntry, FileSystemError, Found, NotNow
 from mountkit.serve.wire import RawHandler, Wire
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,11 @@ class Responder:
     """Raw answers of one server. `run` must run as long as the wire does."""
 
     def __init__(self, wire: Wire, files: InputFileSystem, shared: SharedMemory, slot: int) -> None:
-        self._wire, self._files, self._shared, self._slot = wire, files, shared, slot
+        self._wire, self._shared, self._slot = wire, shared, slot
+        self._files, self._names, self._listing = files, files.names, files.listing
         self._places = list(range(IN_FLIGHT_PLACES - 1, 0, -1))
         self._count = files.counters
-        files.is_barred = shared.is_barred
+        files.names.is_barred = shared.is_barred
         self._tasks: trio.Nursery | None = None
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}
         self._somebody_waits = trio.Event()
@@ -90,16 +92,16 @@ class Responder:
                 self._wire.send(messages.entry(unique, found.attributes, found.timeout_s))
 
         async def wait() -> None:
-            answer(await self._files.lookup(parent, name))
+            answer(await self._names.lookup(parent, name))
 
-        found = self._files.lookup_now(parent, name)
+        found = self._names.lookup_now(parent, name)
         if found is not None:
             answer(found)
         else:
             self._start(unique, pid, wait)
 
     def _getattr(self, unique: int, inode: int, _pid: int, _length: int) -> None:
-        self._wire.send(messages.attributes(unique, *self._files.attributes_now(inode)))
+        self._wire.send(messages.attributes(unique, *self._names.attributes_now(inode)))
 
     def _open(self, unique: int, inode: int, pid: int, _length: int) -> None:
         self._count.opens += 1
@@ -178,7 +180,7 @@ class Responder:
 
     def _opendir(self, unique: int, inode: int, _pid: int, _length: int) -> None:
         # The kernel keeps the names it reads, so that most readdirs never reach us.
-        kept = self._files.open_directory(inode)
+        kept = self._listing.open_directory(inode)
         flags = messages.FOPEN_CACHE_DIR | (messages.FOPEN_KEEP_CACHE if kept else 0)
         self._wire.send(messages.opened(unique, inode, flags))
 
@@ -194,9 +196,9 @@ class Responder:
             self._send_records(unique, size, (name(e.name, e.cookie, e.inode, _KINDS[e.kind]) for e in entries))
 
         async def wait() -> None:
-            answer(await self._files.names(inode, cookie, fresh_after=fresh_after))
+            answer(await self._listing.names(inode, cookie, fresh_after=fresh_after))
 
-        entries = self._files.names_now(inode, cookie, fresh_after=fresh_after)
+        entries = self._listing.names_now(inode, cookie, fresh_after=fresh_after)
         if entries is not None:
             answer(entries)
         else:
@@ -211,9 +213,9 @@ class Responder:
             self._send_records(unique, size, (entry(*e) for e in entries))
 
         async def wait() -> None:
-            answer(await self._files.entries(inode, cookie, fresh_after=fresh_after))
+            answer(await self._listing.entries(inode, cookie, fresh_after=fresh_after))
 
-        entries = self._files.entries_now(inode, cookie, fresh_after=fresh_after)
+        entries = self._listing.entries_now(inode, cookie, fresh_after=fresh_after)
         if entries is not None:
             answer(entries)
         else:
@@ -222,10 +224,10 @@ class Responder:
     def _begun(self, inode: int, cookie: int) -> float:
         """How fresh the listing must be for the readdir of this directory that goes on at `cookie`."""
         if cookie == 0 or inode not in self._listing_started:
-            self._listing_started[inode] = self._files.fresh_after()
+            self._listing_started[inode] = self._listing.fresh_after()
             if len(self._listing_started) > _LISTINGS:
                 del self._listing_started[next(iter(self._listing_started))]
-        return min(self._listing_started[inode], self._files.fresh_after())  # the clock may have been set back
+        return min(self._listing_started[inode], self._listing.fresh_after())  # the clock may have been set back
 
     def _send_records(self, unique: int, size: int, records: Iterable[bytes]) -> None:
         """As many as fit: the kernel asks again for what comes after the last one."""
@@ -290,7 +292,7 @@ class Responder:
             self._waiting[unique] = pid, scope
             self._somebody_waits.set()
             try:
-                await self._files.patiently(wait)
+                await self._names.doubts.patiently(wait)
             except Exception as exc:
                 self._fail(unique, exc, wait)
             finally:

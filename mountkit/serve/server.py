@@ -21,7 +21,7 @@ from mountkit.catalog.view import CatalogView
 from mountkit.config import MountSettings
 from mountkit.ipc import Channel, ChannelClosed, Message
 from mountkit.serve import fuse, session, succession
-from mountkit.serve.input_fs import InputFileSystem, Presentation
+from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_responder import OutputResponder
 from mountkit.serve.output_upkeep import Upkeep
@@ -31,6 +31,7 @@ from mountkit.serve.server_pool import MISMATCH
 from mountkit.serve.shared import ServerCounters, SharedMemory
 from mountkit.serve.state import adopt_directory
 from mountkit.serve.tracing import Tracing
+from mountkit.serve.values import Presentation
 from mountkit.serve.wire import InitMismatch, Wire
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ async def _main(channel_fd: int) -> int:
     def follow(place: Message) -> None:
         _move(place, state_fd, catalog_fd, cache, view)
         body["stand_in"] = place.body["stand_in"]
-        files.show_sealed(body["passthrough"] and not body["stand_in"])
+        files.names.show_sealed(body["passthrough"] and not body["stand_in"])
 
     mover = MoverLink(body["mover_socket"], on_place=follow)
     files = InputFileSystem(view, cache, mover, show, counters, tracing=Tracing(state_fd))
@@ -134,7 +135,7 @@ async def _main(channel_fd: int) -> int:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_drop_deleted, cache)
         nursery.start_soon(_measure, shared, slot, counters)
-        nursery.start_soon(files.voice_doubts)
+        nursery.start_soon(files.names.doubts.voice)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
         if isinstance(responder, OutputResponder) and not body["first"] and not session.can_resend(settings):

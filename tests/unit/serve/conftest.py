@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
+from tests.unit.serve.inputs import Bench
+
 
 @pytest.fixture
 def directory_fd(tmp_path: Path) -> Iterator[int]:
@@ -19,3 +21,10 @@ def directory_fd(tmp_path: Path) -> Iterator[int]:
 def clock() -> MockClock:
     """Time that jumps to the next deadline whenever all tasks wait."""
     return MockClock(autojump_threshold=0)
+
+
+@pytest.fixture
+def b(directory_fd: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    bench = Bench(directory_fd, monkeypatch)
+    yield bench
+    bench.close()

@@ -10,12 +10,13 @@ from mountkit.catalog.tree import Catalog
 from mountkit.catalog.view import CatalogView
 from mountkit.config import OutputSettings
 from mountkit.ipc import Message
-from mountkit.serve.input_fs import InputFileSystem, Presentation
+from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_fs import OutputFileSystem
 from mountkit.serve.output_upkeep import Upkeep
 from mountkit.serve.outputs import open_outputs
 from mountkit.serve.shared import ServerCounters
+from mountkit.serve.values import Presentation
 from mountkit.staging.schema import OperationKind, OperationState
 from mountkit.staging.tree import NODE_BIT
 from mountkit.store.api import ObjectInfo, Page

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mountkit.serve.input_fs import FileSystemError
 from mountkit.serve.output_messages import Changes
 from mountkit.serve.output_names import MustAsk
+from mountkit.serve.values import FileSystemError
 from tests.unit.serve.outputs import ME, RW, Outputs, W
 
 NOTHING = Changes(None, None, None, None, None, None, None)

@@ -20,10 +20,10 @@ from mountkit.cache.objects import Stamp
 from mountkit.cache.reader import SealedFile
 from mountkit.catalog.values import SEALED_BIT
 from mountkit.serve import messages, session
-from mountkit.serve.input_fs import DirectoryEntry, FileSystemError, Found, NotNow
 from mountkit.serve.messages import Attributes
 from mountkit.serve.responder import Responder
 from mountkit.serve.shared import ServerCounters, SharedMemory
+from mountkit.serve.values import DirectoryEntry, FileSystemError, Found, NotNow
 from tests.unit.mover.harness import in_trio, settled
 
 UNIQUE, INODE = 8, 77
@@ -57,6 +57,9 @@ class FakeFiles:
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     budget_s: float = 10.0
     is_barred: Callable[[int], bool] = lambda _: False
+
+    def __post_init__(self) -> None:
+        self.names = self.listing = self.doubts = self
 
     def _say(self, name: str, *arguments: Any) -> Any:
         self.asked.append((name, *arguments))
