@@ -1,7 +1,7 @@
 """The writable file system: what programs do to names, attributes and open files. Knows no FUSE and no network.
 
 Every operation is one turn on what this machine knows, inside one transaction where it changes something; it raises
-MustAsk (see `output_names`) where the bucket has to be asked first, before it has changed anything. What the bucket
+MustAsk (see `asking`) where the bucket has to be asked first, before it has changed anything. What the bucket
 shall become is queued in the same transaction (`staging.publishing`).
 """
 
@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import stat
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,16 +24,16 @@ from mountkit.config import OutputSettings
 from mountkit.errors import MountkitError, StoreUnavailable
 from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.mover_link import MoverLink
+from mountkit.serve.output_listing import OutputListing
 from mountkit.serve.output_messages import Changes
-from mountkit.serve.output_names import KEY_MAX, LISTED_BIT, Names, Place
+from mountkit.serve.output_names import KEY_MAX, Names, Place
 from mountkit.serve.values import FileSystemError, Presentation
 from mountkit.staging.files import StagingFiles
 from mountkit.staging.journal import Journal
 from mountkit.staging.publishing import Publisher
 from mountkit.staging.schema import OperationState
-from mountkit.staging.tree import NODE_BIT, ROOT_NODE, Node, NodeKind
+from mountkit.staging.tree import ROOT_NODE, Node, NodeKind
 
-__all__ = ["LISTED_BIT", "NODE_BIT", "OutputFileSystem"]
 _ACCESS = os.O_ACCMODE
 _STAGE_S = 7 * 86400.0
 """The mover gives up by itself when the bucket does not answer; a large object just takes long."""
@@ -58,7 +57,8 @@ class OutputFileSystem:
         show: Presentation,
         settings: OutputSettings,
     ) -> None:
-        self.names = Names(journal, files, bucket, view, show)
+        self.names = Names(journal, files, bucket.names, view, show)
+        self.listing = OutputListing(self.names, journal.tree, bucket.listing, show)
         self.publisher = Publisher(journal, files, view.prefix, clobber=settings.clobber)
         self.journal, self.staging, self.show, self.settings = journal, files, show, settings
         self.used_bytes = 0
@@ -146,7 +146,7 @@ class OutputFileSystem:
         self._touch(directory, thinned=True)
 
     def _remove_directory(self, directory: Node, place: Place, node: Node) -> None:
-        if not self.is_empty(node):
+        if not self.listing.is_empty(node):
             raise FileSystemError(errno.ENOTEMPTY)
         key = self.publisher.key(directory.id, place.name)
         seq = self.publisher.remove_directory(node, key)
@@ -156,25 +156,6 @@ class OutputFileSystem:
         if last is None:
             self._mark_gone(directory, place.name)
         self._tree.change(node.id, names=0, seq=None)
-
-    def is_empty(self, node: Node) -> bool:
-        """Whether a directory has no names. Raises MustAsk."""
-        if any(child is not None and not child.derived for _, child in self._tree.children(node.id)):
-            return False
-        return not self._entries(node, limit=1)
-
-    def _entries(self, directory: Node, limit: int = sys.maxsize) -> list[bytes]:
-        """The names in a directory, at least `limit` of them where there are so many. Raises MustAsk."""
-        handle, cookie = -time.time_ns(), 0
-        found: list[bytes] = []
-        self.names.open_directory(handle)
-        try:
-            while len(found) < limit and (page := self.names.entries(directory, handle, cookie)):
-                found += [entry.name for entry in page]
-                cookie = page[-1].cookie
-        finally:
-            del self.names.readings[handle]
-        return found
 
     def _remove(self, directory: Node, place: Place) -> None:
         """The name is gone, and its object shall be."""
@@ -279,7 +260,7 @@ class OutputFileSystem:
         self._tree.forget(directory.id, place.name)
         self._tree.put(new_directory.id, new_place.name, node.id)
         self._tree.forget_paths()
-        self.names.forget_catalog_ids()
+        self.names.underlay.forget_catalog_ids()
         last = self._move_directory(self._fresh(node.id), old_key)
         for each, key in moved:
             if each.kind == NodeKind.DIRECTORY:
@@ -304,14 +285,14 @@ class OutputFileSystem:
 
     def _take_in(self, node: Node) -> None:
         """Has the overlay know everything below a directory, so that the bucket need not be looked at any more."""
-        above = self.names.catalog_id(node) if node.made_at is None or node.in_bucket else self._old_catalog_id(node)
+        above = self._catalog_id_of_all(node)
         if above is None:
             return
         self.names.asking.need(("tree", above), lambda: self._ask_tree(above))
         pending = [node]
         while pending:
             directory = pending.pop()
-            for name in self._entries(directory):
+            for name in self.listing.names(directory):
                 place = self.names.find(directory, name)
                 if place.is_directory and place.node is not None:
                     self._tree.change(place.node.id, derived=0)
@@ -319,8 +300,12 @@ class OutputFileSystem:
                 elif place.row is not None and place.node is None:
                     self._tree.put(directory.id, name, self._object_node(place).id)
 
-    def _old_catalog_id(self, node: Node) -> int | None:
-        return None if time.time() - (node.made_at or 0.0) < self.show.ttl_s else self.names.catalog_id(node)
+    def _catalog_id_of_all(self, node: Node) -> int | None:
+        """The directory of the catalog that may have more names than the overlay knows."""
+        made_here = node.made_at is not None and not node.in_bucket
+        if made_here and time.time() - (node.made_at or 0.0) < self.show.ttl_s:
+            return None
+        return self.names.underlay.catalog_id(node)
 
     async def _ask_tree(self, directory: int) -> None:
         answer = await self._call("tree", budget_s=_STAGE_S, directory=directory)

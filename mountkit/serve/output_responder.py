@@ -17,9 +17,10 @@ from typing import TypeVar
 
 from mountkit.serve import messages, processes_of_callers, session
 from mountkit.serve import output_messages as out
+from mountkit.serve.asking import MustAsk
 from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.output_fs import Done, OutputFileSystem
-from mountkit.serve.output_names import MustAsk, Place
+from mountkit.serve.output_names import Place
 from mountkit.serve.responder import Responder
 from mountkit.serve.shared import AnotherFileIsOpen, BackingTableFull, SharedMemory
 from mountkit.serve.values import ROOT, DirectoryEntry, FileSystemError
@@ -344,11 +345,11 @@ class OutputResponder(Responder):
     def _opendir(self, unique: int, inode: int, _pid: int, _length: int) -> None:
         handle = unique & ~_RESEND
         if inode == ROOT or inode & NODE_BIT:
-            self._out.names.open_directory(handle)
+            self._out.listing.open_directory(handle)
         self._wire.send(out.reply(unique, out.opened_body(handle, 0)))
 
     def _releasedir(self, unique: int, _inode: int, _pid: int, _length: int) -> None:
-        self._out.names.readings.pop(out.handle_of(self._wire.buffer), None)
+        self._out.listing.close_directory(out.handle_of(self._wire.buffer))
         self._wire.send(messages.failed(unique, 0))
 
     def _readdirplus(self, unique: int, inode: int, pid: int, length: int) -> None:
@@ -361,7 +362,7 @@ class OutputResponder(Responder):
         def page() -> list[DirectoryEntry]:
             directory = self._out.names.node(inode)
             assert directory is not None
-            return self._out.names.entries(directory, handle, cookie)
+            return self._out.listing.entries(directory, handle, cookie)
 
         def answer(entries: list[DirectoryEntry]) -> None:
             self._send_records(unique, size, (messages.directory_entry(*each) for each in entries))

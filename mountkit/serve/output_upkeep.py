@@ -15,9 +15,9 @@ import time
 import trio
 
 from mountkit.catalog.values import Kind
+from mountkit.serve.asking import MustAsk
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_fs import OutputFileSystem
-from mountkit.serve.output_names import MustAsk
 from mountkit.serve.values import FileSystemError
 from mountkit.staging import schema
 from mountkit.staging.schema import OperationState
@@ -156,7 +156,7 @@ class Upkeep:
         directory = self._tree.node(parent)
         if directory is None or not directory.names:
             return True
-        known = self._files.names.known_now(directory, name)
+        known = self._files.names.underlay.known_now(directory, name)
         if known is not None and known.as_of > since:
             return True
         return known is not None and known.kind is Kind.ABSENT and time.time() - since > self._files.show.ttl_s
@@ -179,7 +179,7 @@ class Upkeep:
         node = self._tree.node(ident)
         unmarked = node is not None and node.names and not node.in_bucket and node.seq is None and ident != ROOT_NODE
         with self._journal.transaction():
-            if node is not None and unmarked and self._files.is_empty(node):
+            if node is not None and unmarked and self._files.listing.is_empty(node):
                 self._files.publisher.mark_directory(node)
             self._tree.change(ident, thinned=0)
 
@@ -210,7 +210,7 @@ class Upkeep:
                 node = self._tree.node(ident)
                 if used <= half or node is None:
                     break
-                if self._files.publisher.changed(node) or not self._files.names.is_known_by(node):
+                if self._files.publisher.changed(node) or not self._files.names.underlay.is_known_by(node):
                     continue
                 used -= self._files.staging.status(file).st_blocks * 512
                 self._files.become_object(node)

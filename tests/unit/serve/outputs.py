@@ -119,9 +119,9 @@ class Outputs:
     def names(self, parent: int = 1) -> list[str]:
         node = self.fs.names.node(parent)
         assert node is not None
-        self.fs.names.open_directory(7)
+        self.fs.listing.open_directory(7)
         found, cookie = [], 0
-        while page := self.fs.names.entries(node, 7, cookie):
+        while page := self.fs.listing.entries(node, 7, cookie):
             found += [entry.name.decode() for entry in page]
             cookie = page[-1].cookie
         return sorted(found)

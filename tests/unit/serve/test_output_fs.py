@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from mountkit.serve.asking import MustAsk
 from mountkit.serve.output_messages import Changes
-from mountkit.serve.output_names import MustAsk
 from mountkit.serve.values import FileSystemError
 from tests.unit.serve.outputs import ME, RW, Outputs, W
 
