@@ -19,11 +19,11 @@ from mountkit.serve import messages, processes_of_callers, session
 from mountkit.serve import output_messages as out
 from mountkit.serve.asking import MustAsk
 from mountkit.serve.input_fs import InputFileSystem
-from mountkit.serve.output_fs import Done, OutputFileSystem
+from mountkit.serve.output_fs import OutputFileSystem
 from mountkit.serve.output_names import Place
 from mountkit.serve.responder import Responder
 from mountkit.serve.shared import AnotherFileIsOpen, BackingTableFull, SharedMemory
-from mountkit.serve.values import ROOT, DirectoryEntry, FileSystemError
+from mountkit.serve.values import ROOT, DirectoryEntry, Done, FileSystemError
 from mountkit.serve.wire import RawHandler, Wire
 from mountkit.staging.tree import NODE_BIT, Node
 
@@ -48,7 +48,7 @@ class OutputResponder(Responder):
         passthrough: bool,
     ) -> None:
         super().__init__(wire, bucket, shared, slot)
-        self._out, self._journal, self._passthrough = files, files.journal, passthrough
+        self._out, self._journal, self._passthrough = files, files.overlay.journal, passthrough
         self._again = False
         self._all_handlers: dict[int, RawHandler] = {}
 
@@ -141,17 +141,17 @@ class OutputResponder(Responder):
     def _mknod(self, unique: int, parent: int, pid: int, length: int) -> None:
         mode, name = out.mode_and_name(self._wire.buffer, length, node=True)
         owner = out.caller(self._wire.buffer)
-        self._mutate(unique, pid, lambda: self._entry(self._out.make_node(parent, name, mode, owner)))
+        self._mutate(unique, pid, lambda: self._entry(self._out.entries.make_node(parent, name, mode, owner)))
 
     def _mkdir(self, unique: int, parent: int, pid: int, length: int) -> None:
         mode, name = out.mode_and_name(self._wire.buffer, length, node=False)
         owner = out.caller(self._wire.buffer)
-        self._mutate(unique, pid, lambda: self._entry(self._out.make_directory(parent, name, mode, owner)))
+        self._mutate(unique, pid, lambda: self._entry(self._out.entries.make_directory(parent, name, mode, owner)))
 
     def _symlink(self, unique: int, parent: int, pid: int, length: int) -> None:
         name, target = out.two_names(self._wire.buffer, length)
         owner = out.caller(self._wire.buffer)
-        self._mutate(unique, pid, lambda: self._entry(self._out.make_symlink(parent, name, target, owner)))
+        self._mutate(unique, pid, lambda: self._entry(self._out.entries.make_symlink(parent, name, target, owner)))
 
     def _readlink(self, unique: int, inode: int, _pid: int, _length: int) -> None:
         node = self._out.names.node(inode)
@@ -161,11 +161,11 @@ class OutputResponder(Responder):
 
     def _unlink(self, unique: int, parent: int, pid: int, length: int) -> None:
         name = out.name(self._wire.buffer, length)
-        self._mutate(unique, pid, lambda: self._out.unlink(parent, name))
+        self._mutate(unique, pid, lambda: self._out.entries.unlink(parent, name))
 
     def _rmdir(self, unique: int, parent: int, pid: int, length: int) -> None:
         name = out.name(self._wire.buffer, length)
-        self._mutate(unique, pid, lambda: self._out.remove_directory(parent, name))
+        self._mutate(unique, pid, lambda: self._out.entries.remove_directory(parent, name))
 
     def _rename(self, unique: int, parent: int, pid: int, length: int) -> None:
         self._rename_any(unique, parent, pid, length, second=False)
@@ -175,11 +175,11 @@ class OutputResponder(Responder):
 
     def _rename_any(self, unique: int, parent: int, pid: int, length: int, *, second: bool) -> None:
         new_parent, flags, name, new_name = out.rename_request(self._wire.buffer, length, second=second)
-        self._mutate(unique, pid, lambda: self._out.rename(parent, name, new_parent, new_name, flags))
+        self._mutate(unique, pid, lambda: self._out.renames.rename(parent, name, new_parent, new_name, flags))
 
     def _entry(self, node: Node) -> bytes:
         shown, timeout = self._out.names.shown(node)
-        return out.entry_body(shown, self._out.show.ttl_s, timeout)
+        return out.entry_body(shown, self._out.overlay.show.ttl_s, timeout)
 
     # ---- attributes ----------------------------------------------------------------------------------------
     def _setattr(self, unique: int, inode: int, pid: int, _length: int) -> None:
@@ -187,7 +187,7 @@ class OutputResponder(Responder):
         caller_uid, _ = out.caller(self._wire.buffer)
 
         def change() -> bytes:
-            self._out.set_attributes(inode, changes, caller_uid)
+            self._out.attributes.set_attributes(inode, changes, caller_uid)
             shown, timeout = self._out.names.attributes(inode)
             return messages.attributes(unique, shown, timeout)[messages.OUT_HEADER.size :]
 
@@ -203,7 +203,7 @@ class OutputResponder(Responder):
                 raise FileSystemError(errno.ENODATA)
             self._send_xattr(unique, room, found[name])
 
-        self._ask(unique, pid, lambda: self._out.extended_attributes(inode), answer)
+        self._ask(unique, pid, lambda: self._out.attributes.extended_attributes(inode), answer)
 
     def _listxattr(self, unique: int, inode: int, pid: int, _length: int) -> None:
         room = out.handle_of(self._wire.buffer) & 0xFFFFFFFF
@@ -211,7 +211,7 @@ class OutputResponder(Responder):
         def answer(found: dict[bytes, bytes]) -> None:
             self._send_xattr(unique, room, b"".join(name + b"\0" for name in found))
 
-        self._ask(unique, pid, lambda: self._out.extended_attributes(inode), answer)
+        self._ask(unique, pid, lambda: self._out.attributes.extended_attributes(inode), answer)
 
     def _send_xattr(self, unique: int, room: int, value: bytes) -> None:
         if room == 0:
@@ -223,15 +223,15 @@ class OutputResponder(Responder):
 
     def _setxattr(self, unique: int, inode: int, pid: int, length: int) -> None:
         name, value, flags = out.set_xattr_request(self._wire.buffer, length)
-        self._mutate(unique, pid, lambda: self._out.set_extended_attribute(inode, name, value, flags))
+        self._mutate(unique, pid, lambda: self._out.attributes.set_extended_attribute(inode, name, value, flags))
 
     def _removexattr(self, unique: int, inode: int, pid: int, length: int) -> None:
         name = out.name(self._wire.buffer, length)
-        self._mutate(unique, pid, lambda: self._out.set_extended_attribute(inode, name, None))
+        self._mutate(unique, pid, lambda: self._out.attributes.set_extended_attribute(inode, name, None))
 
     def _statfs(self, unique: int, _inode: int, _pid: int, _length: int) -> None:
-        free = self._out.free_bytes() // _BLOCK
-        used = self._out.used_bytes // _BLOCK
+        free = self._out.overlay.free_bytes() // _BLOCK
+        used = self._out.overlay.used_bytes // _BLOCK
         self._wire.send(out.reply(unique, out.statfs_body(blocks=free + used, free=free, block_bytes=_BLOCK)))
 
     # ---- open files ----------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class OutputResponder(Responder):
         self._count.opens += 1
 
         def create() -> bytes:
-            node, handle = self._out.create(parent, name, mode, flags, owner)
+            node, handle = self._out.entries.create(parent, name, mode, flags, owner)
             return self._entry(node) + self._opened(node, handle, flags)
 
         self._mutate(unique, pid, create)
@@ -254,7 +254,7 @@ class OutputResponder(Responder):
         self._count.opens += 1
 
         def opening() -> bytes:
-            node, handle = self._out.open(inode, flags)
+            node, handle = self._out.files.open(inode, flags)
             return self._opened(node, handle, flags)
 
         self._mutate(unique, pid, opening)
@@ -265,7 +265,7 @@ class OutputResponder(Responder):
         if not self._passthrough:
             return out.opened_body(handle, how | messages.FOPEN_KEEP_CACHE)
         assert node.file is not None
-        fd = self._out.staging.descriptor(node.file)
+        fd = self._out.overlay.staging.descriptor(node.file)
         try:
             backing_id = self._shared.acquire_backing(
                 node.inode, node.file, lambda: session.open_backing(self._wire.kernel, fd)
@@ -289,11 +289,11 @@ class OutputResponder(Responder):
 
     def _write(self, unique: int, inode: int, _pid: int, _length: int) -> None:
         _, offset, size, begin = out.write_request(self._wire.buffer)
-        written = self._out.write(inode, offset, memoryview(self._wire.buffer)[begin : begin + size])
+        written = self._out.files.write(inode, offset, memoryview(self._wire.buffer)[begin : begin + size])
         self._wire.send(out.reply(unique, out.written_body(written)))
 
     def _descriptor(self, inode: int) -> int:
-        return self._out.descriptor(inode)
+        return self._out.files.descriptor(inode)
 
     def _flush(self, unique: int, inode: int, pid: int, _length: int) -> None:
         if not inode & NODE_BIT:
@@ -303,16 +303,16 @@ class OutputResponder(Responder):
 
         def flush() -> int | None:
             with self._journal.transaction():
-                return self._out.flush(handle, dying=lambda: processes_of_callers.is_being_killed(pid))
+                return self._out.files.flush(handle, dying=lambda: processes_of_callers.is_being_killed(pid))
 
         async def durable(seq: int) -> None:
-            self._wire.send(messages.failed(unique, await self._out.commit([seq])))
+            self._wire.send(messages.failed(unique, await self._out.commits.commit([seq])))
 
         seq = flush()
-        if seq is not None and self._out.settings.durable_close:
+        if seq is not None and self._out.overlay.settings.durable_close:
             self._start(unique, pid, lambda: durable(seq))
         else:
-            self._wire.send(messages.failed(unique, self._out.failure()))
+            self._wire.send(messages.failed(unique, self._out.commits.failure()))
 
     def _fsync(self, unique: int, inode: int, pid: int, _length: int) -> None:
         self._commit(unique, inode, pid, out.handle_of(self._wire.buffer))
@@ -322,22 +322,22 @@ class OutputResponder(Responder):
 
     def _commit(self, unique: int, inode: int, pid: int, handle: int | None) -> None:
         with self._journal.transaction():
-            seqs = self._out.to_commit(inode, handle)
+            seqs = self._out.commits.to_commit(inode, handle)
 
         async def wait() -> None:
-            self._wire.send(messages.failed(unique, await self._out.commit(seqs)))
+            self._wire.send(messages.failed(unique, await self._out.commits.commit(seqs)))
 
         if seqs:
             self._start(unique, pid, wait)
         else:
-            self._wire.send(messages.failed(unique, self._out.failure()))
+            self._wire.send(messages.failed(unique, self._out.commits.failure()))
 
     def _release(self, unique: int, inode: int, pid: int, length: int) -> None:
         if not inode & NODE_BIT:
             super()._release(unique, inode, pid, length)
             return
         handle = out.handle_of(self._wire.buffer)
-        if self._out.release(handle) and self._passthrough:
+        if self._out.files.release(handle) and self._passthrough:
             self._shared.release_backing(inode, self._close_backing)
         self._wire.send(messages.failed(unique, 0))
 

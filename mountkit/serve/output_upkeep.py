@@ -41,9 +41,9 @@ class Upkeep:
     """The background tasks of one output server; `run` them for as long as it serves."""
 
     def __init__(self, files: OutputFileSystem, mover: MoverLink, state_fd: int) -> None:
-        self._files, self._mover, self._state_fd = files, mover, state_fd
-        self._journal, self._tree = files.journal, files.journal.tree
-        self._db = files.journal.db
+        self._files, self._overlay, self._mover, self._state_fd = files.files, files.overlay, mover, state_fd
+        self._journal, self._tree = self._overlay.journal, self._overlay.tree
+        self._db = self._journal.db
         self._queued = trio.Event()
         self._grown: dict[int, tuple[int, float]] = {}
         """Of each file open for writing: its size at the last look, and when that was."""
@@ -123,7 +123,7 @@ class Upkeep:
     def _note_one_done(self, node: Node, etag: str | None, finished_at: float | None) -> None:
         self._tree.change(node.id, seq=None, in_bucket=1, etag=etag, done_at=finished_at or time.time())
         if node.kind == NodeKind.OBJECT:
-            self._tree.change(node.id, source_key=self._files.publisher.key_of(node.id), source_etag=etag)
+            self._tree.change(node.id, source_key=self._overlay.publisher.key_of(node.id), source_etag=etag)
 
     def _republish(self, node: Node) -> None:
         """The mover found other bytes than were promised: what is there now is sent at the next close, or at once."""
@@ -131,7 +131,7 @@ class Upkeep:
         writers = self._tree.has_writers(node.id)
         fresh = self._tree.node(node.id)
         if fresh and fresh.kind == NodeKind.FILE and fresh.names and not writers and not fresh.abandoned:
-            self._files.publisher.publish(fresh)
+            self._overlay.publisher.publish(fresh)
 
     def _note_gone(self) -> None:
         """Tombstones: dated once the bucket has lost the object, taken away once the catalog was told of it."""
@@ -156,10 +156,10 @@ class Upkeep:
         directory = self._tree.node(parent)
         if directory is None or not directory.names:
             return True
-        known = self._files.names.underlay.known_now(directory, name)
+        known = self._overlay.names.underlay.known_now(directory, name)
         if known is not None and known.as_of > since:
             return True
-        return known is not None and known.kind is Kind.ABSENT and time.time() - since > self._files.show.ttl_s
+        return known is not None and known.kind is Kind.ABSENT and time.time() - since > self._overlay.show.ttl_s
 
     async def mark_empty_directories(self) -> None:
         """Directories that lost their last name stay in the bucket by a marker; the bucket may have to be asked."""
@@ -170,7 +170,7 @@ class Upkeep:
                 try:
                     question()
                 except MustAsk as need:
-                    await self._files.names.asking.settle(need, question)
+                    await self._overlay.names.asking.settle(need, question)
             except FileSystemError:
                 return  # the bucket does not answer: later
             await trio.lowlevel.checkpoint()
@@ -179,8 +179,8 @@ class Upkeep:
         node = self._tree.node(ident)
         unmarked = node is not None and node.names and not node.in_bucket and node.seq is None and ident != ROOT_NODE
         with self._journal.transaction():
-            if node is not None and unmarked and self._files.listing.is_empty(node):
-                self._files.publisher.mark_directory(node)
+            if node is not None and unmarked and self._overlay.listing.is_empty(node):
+                self._overlay.publisher.mark_directory(node)
             self._tree.change(ident, thinned=0)
 
     def _discard_unlinked(self) -> None:
@@ -196,8 +196,8 @@ class Upkeep:
 
     def _make_room(self) -> None:
         """Clean files stay as a cache of their objects; the oldest go when staging is more than half full."""
-        self._files.used_bytes = used = self._files.staging.used_bytes()
-        half = self._files.settings.staging_size_bytes // 2
+        self._overlay.used_bytes = used = self._overlay.staging.used_bytes()
+        half = self._overlay.settings.staging_size_bytes // 2
         if used <= half:
             return
         rows = self._db.execute(
@@ -210,11 +210,11 @@ class Upkeep:
                 node = self._tree.node(ident)
                 if used <= half or node is None:
                     break
-                if self._files.publisher.changed(node) or not self._files.names.underlay.is_known_by(node):
+                if self._overlay.publisher.changed(node) or not self._overlay.names.underlay.is_known_by(node):
                     continue
-                used -= self._files.staging.status(file).st_blocks * 512
+                used -= self._overlay.staging.status(file).st_blocks * 512
                 self._files.become_object(node)
-        self._files.used_bytes = max(0, used)
+        self._overlay.used_bytes = max(0, used)
 
     def _prune(self) -> None:
         self._db.execute(
@@ -226,7 +226,7 @@ class Upkeep:
 
     # ---- files that grow -----------------------------------------------------------------------------------
     async def _upload_what_grows(self) -> None:
-        interval = self._files.settings.live_s
+        interval = self._overlay.settings.live_s
         while True:
             await trio.sleep(interval)
             try:
@@ -243,14 +243,14 @@ class Upkeep:
             node = self._tree.node(ident)
             if node is None or not node.names or node.file is None:
                 continue
-            size = self._files.staging.status(node.file).st_size
+            size = self._overlay.staging.status(node.file).st_size
             self._grown[ident] = size, time.monotonic()
             appended = any(each & os.O_APPEND for each in flags)
             known = before.get(ident)
             if size <= (node.put_size or 0) or not (appended or (known and 0 <= size - known[0] < _LOG_BYTES)):
                 continue
             with self._journal.transaction():
-                self._files.publisher.publish(node, live=True)
+                self._overlay.publisher.publish(node, live=True)
 
     # ---- power cuts ----------------------------------------------------------------------------------------
     async def _sync(self) -> None:
@@ -262,7 +262,7 @@ class Upkeep:
             if self._journal.commits == last and not writing:
                 continue
             last = self._journal.commits
-            numbers = self._files.staging.take_changed()
+            numbers = self._overlay.staging.take_changed()
             for ident in writing:
                 node = self._tree.node(ident)
                 if node is not None and node.file is not None:
@@ -271,7 +271,7 @@ class Upkeep:
 
     def _sync_now(self, numbers: set[int]) -> None:
         try:
-            directory = self._files.staging.directory_fd
+            directory = self._overlay.staging.directory_fd
             if len(numbers) > _SYNCED_ONE_BY_ONE:
                 _sync_file_system(directory)
             else:

@@ -26,6 +26,14 @@ class NotNow(FileSystemError):
         super().__init__(errno.EIO)
 
 
+class Done(Exception):
+    """The operation is to be committed although it is answered with an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(errno.errorcode[number])
+        self.errno = number
+
+
 class Found(NamedTuple):
     """Answer to a lookup: `attributes` is None where the name is known to be absent."""
 

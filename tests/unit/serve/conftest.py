@@ -8,6 +8,7 @@ import pytest
 from trio.testing import MockClock
 
 from tests.unit.serve.inputs import Bench
+from tests.unit.serve.outputs import Outputs
 
 
 @pytest.fixture
@@ -28,3 +29,10 @@ def b(directory_fd: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     bench = Bench(directory_fd, monkeypatch)
     yield bench
     bench.close()
+
+
+@pytest.fixture
+def out(directory_fd: int) -> Iterator[Outputs]:
+    made = Outputs(directory_fd)
+    made.holds()
+    yield made

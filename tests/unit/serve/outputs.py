@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
 
 from mountkit.cache.reader import CacheReader
 from mountkit.catalog.tree import Catalog
@@ -13,16 +17,19 @@ from mountkit.ipc import Message
 from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.mover_link import MoverLink
 from mountkit.serve.output_fs import OutputFileSystem
+from mountkit.serve.output_messages import Changes
 from mountkit.serve.output_upkeep import Upkeep
 from mountkit.serve.outputs import open_outputs
 from mountkit.serve.shared import ServerCounters
-from mountkit.serve.values import Presentation
+from mountkit.serve.values import FileSystemError, Presentation
 from mountkit.staging.schema import OperationKind, OperationState
 from mountkit.staging.tree import NODE_BIT
 from mountkit.store.api import ObjectInfo, Page
 
 ME = (0, 0)
 W, RW = os.O_WRONLY, os.O_RDWR
+NOTHING = Changes(None, None, None, None, None, None, None)
+T = TypeVar("T")
 
 
 class Silent(MoverLink):
@@ -49,7 +56,7 @@ class Outputs:
         self.upkeep: Upkeep
         from mountkit.serve import writer_lock
 
-        writer_lock_take, writer_lock.take = writer_lock.take, lambda _fd: None
+        writer_lock_take, writer_lock.take = writer_lock.take, lambda state_fd: None
         try:
             self.fs, self.upkeep = open_outputs(
                 directory_fd,
@@ -64,10 +71,11 @@ class Outputs:
             )
         finally:
             writer_lock.take = writer_lock_take
+        self.journal, self.staging = self.fs.overlay.journal, self.fs.overlay.staging
 
     def again(self, *, first: bool) -> Outputs:
-        self.fs.journal.close()
-        self.fs.staging.close()
+        self.journal.close()
+        self.staging.close()
         self.catalog.close()
         return Outputs(self.fd, first=first, **self._settings)
 
@@ -75,30 +83,28 @@ class Outputs:
         """The bucket's root was listed just now, and holds these."""
         listing = self.catalog.begin_listing(self.catalog.root)
         infos = [ObjectInfo(b"p/" + n.encode(), 3, f'"{n}"', 10**18, "STANDARD") for n in sorted(names)]
-        listing.add(Page(infos, [], ""))
+        listing.add(Page(tuple(infos), (), ""))
         listing.finish()
 
-    def do(self, operation: Any, *arguments: Any, **named: Any) -> Any:
+    def do(self, operation: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """An operation in its transaction."""
-        with self.fs.journal.transaction():
-            return getattr(self.fs, operation)(*arguments, **named)
+        with self.journal.transaction():
+            return operation(*arguments, **named)
 
     def write(self, name: str, data: bytes, parent: int = 1, *, dying: bool = False) -> int:
         """create, write, close; returns the inode."""
-        node, handle = self.do("create", parent, name.encode(), 0o644, W, ME)
-        self.fs.write(node.inode, 0, memoryview(data))
-        self.do("flush", handle, dying=lambda: dying)
-        self.do("release", handle)
+        node, handle = self.do(self.fs.entries.create, parent, name.encode(), 0o644, W, ME)
+        self.fs.files.write(node.inode, 0, memoryview(data))
+        self.do(self.fs.files.flush, handle, dying=lambda: dying)
+        self.do(self.fs.files.release, handle)
         return int(node.inode)
 
     def mkdir(self, name: str, parent: int = 1) -> int:
-        return int(self.do("make_directory", parent, name.encode(), 0o755, ME).inode)
+        return int(self.do(self.fs.entries.make_directory, parent, name.encode(), 0o755, ME).inode)
 
     def queued(self) -> list[str]:
         """What is still to be done, in order: `PUT key`, `COPY source key`, `DELETE key`."""
-        rows = self.fs.journal.db.execute(
-            "SELECT kind, source_key, key FROM operation WHERE state IN (0, 1) ORDER BY seq"
-        )
+        rows = self.journal.db.execute("SELECT kind, source_key, key FROM operation WHERE state IN (0, 1) ORDER BY seq")
         return [
             " ".join([OperationKind(kind).name, *(each.decode().removeprefix("p/") for each in (source, key) if each)])
             for kind, source, key in rows
@@ -106,7 +112,7 @@ class Outputs:
 
     def finish(self, etag: str = '"new"') -> None:
         """The mover does everything that is queued."""
-        self.fs.journal.db.execute(
+        self.journal.db.execute(
             "UPDATE operation SET state = ?, etag = ?, finished_at = unixepoch('subsec') WHERE state = 0",
             (int(OperationState.DONE), etag),
         )
@@ -114,7 +120,7 @@ class Outputs:
 
     def begin(self) -> None:
         """The mover has begun everything that is queued."""
-        self.fs.journal.db.execute("UPDATE operation SET state = 1 WHERE state = 0")
+        self.journal.db.execute("UPDATE operation SET state = 1 WHERE state = 0")
 
     def names(self, parent: int = 1) -> list[str]:
         node = self.fs.names.node(parent)
@@ -127,4 +133,10 @@ class Outputs:
         return sorted(found)
 
     def node_of(self, inode: int) -> Any:
-        return self.fs.journal.tree.node(inode & ~NODE_BIT)
+        return self.journal.tree.node(inode & ~NODE_BIT)
+
+
+def refused(number: int, out: Outputs, operation: Callable[..., object], *arguments: object) -> None:
+    with pytest.raises(FileSystemError) as caught:
+        out.do(operation, *arguments)
+    assert errno.errorcode[caught.value.errno] == errno.errorcode[number]

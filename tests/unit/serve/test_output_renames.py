@@ -1,0 +1,77 @@
+"""What a rename makes of names, and what it queues for the bucket."""
+
+from __future__ import annotations
+
+import errno
+
+from tests.unit.serve.outputs import Outputs, refused
+
+
+def test_a_renamed_file_that_was_not_sent_yet_is_sent_once_under_its_new_name(out: Outputs) -> None:
+    out.write("tmp", b"x")
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"a", 0)
+    assert out.queued() == ["PUT a"]
+    assert out.names() == ["a"]
+
+
+def test_a_renamed_file_that_is_in_the_bucket_is_copied_there(out: Outputs) -> None:
+    inode = out.write("tmp", b"x")
+    out.finish()
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"a", 0)
+    assert out.queued() == ["COPY tmp a", "DELETE tmp"]
+    assert out.fs.names.lookup(1, b"a").node is not None
+    assert out.node_of(inode).names == 1
+    assert out.names() == ["a"]
+
+
+def test_a_renamed_file_that_is_being_sent_goes_under_both_names_and_loses_the_old(out: Outputs) -> None:
+    out.write("tmp", b"x")
+    out.begin()
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"a", 0)
+    assert out.queued() == ["PUT tmp", "PUT a", "DELETE tmp"]
+
+
+def test_an_object_of_the_bucket_renamed_twice_is_copied_once(out: Outputs) -> None:
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"y", 0)
+    assert out.queued() == ["COPY x y", "DELETE x"]
+    out.do(out.fs.renames.rename, 1, b"y", 1, b"z", 0)
+    assert out.queued() == ["COPY x z", "DELETE x"]
+    assert out.names() == ["z"]
+
+
+def test_a_rename_over_a_file_leaves_nothing_of_it_to_do(out: Outputs) -> None:
+    out.write("a", b"old")
+    out.write("tmp", b"new")
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"a", 0)
+    assert out.queued() == ["PUT a"]
+
+
+def test_a_renamed_directory_takes_everything_with_it(out: Outputs) -> None:
+    inode = out.mkdir("d")
+    deep = out.mkdir("e", inode)
+    out.write("sent", b"1", deep)
+    out.finish()
+    out.write("new", b"2", deep)
+    out.do(out.fs.renames.rename, 1, b"d", 1, b"moved", 0)
+    assert sorted(out.queued()) == ["COPY d/e/sent moved/e/sent", "DELETE d/e/sent", "PUT moved/e/new"]
+    assert out.names() == ["moved"]
+    assert out.names(deep) == ["new", "sent"]
+
+
+def test_a_directory_is_not_moved_into_itself(out: Outputs) -> None:
+    inode = out.mkdir("d")
+    deep = out.mkdir("e", inode)
+    refused(errno.EINVAL, out, out.fs.renames.rename, 1, b"d", deep, b"x", 0)
+
+
+def test_without_clobber_a_put_names_what_it_may_replace(directory_fd: int) -> None:
+    out = Outputs(directory_fd, clobber=False)
+    out.holds("x")
+    out.write("new", b"1")
+    out.write("tmp", b"2")
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"x", 0)
+    rows = out.journal.db.execute(
+        "SELECT key, json_extract(metadata, '$.if_match') FROM operation WHERE state = 0 ORDER BY key"
+    ).fetchall()
+    assert rows == [(b"p/new", ""), (b"p/x", '"x"')]

@@ -1,0 +1,30 @@
+"""What is done without being asked for."""
+
+from __future__ import annotations
+
+import os
+
+from tests.unit.serve.outputs import ME, NOTHING, Outputs, W
+
+
+def test_a_log_is_sent_while_it_is_open_and_a_checkpoint_is_not(out: Outputs) -> None:
+    log, _ = out.do(out.fs.entries.create, 1, b"log", 0o644, W | os.O_APPEND, ME)
+    checkpoint, _ = out.do(out.fs.entries.create, 1, b"ckpt", 0o644, W, ME)
+    out.fs.files.write(log.inode, 0, memoryview(b"line"))
+    for turn in range(3):
+        out.fs.files.write(checkpoint.inode, turn << 21, memoryview(bytes(1 << 21)))
+        out.upkeep.upload_what_grows()
+    assert out.queued() == ["PUT log"]
+
+
+def test_a_clean_file_makes_room_and_keeps_its_dates(directory_fd: int) -> None:
+    out = Outputs(directory_fd, staging_size_bytes=64 << 10)
+    out.holds()
+    inode = out.write("a", bytes(60_000))
+    out.do(out.fs.attributes.set_attributes, inode, NOTHING._replace(mtime_ns=10**18), 0)
+    out.finish('"a"')
+    out.holds("a")
+    out.upkeep.look()
+    assert out.staging.numbers() == []
+    place = out.fs.names.lookup(1, b"a")
+    assert out.fs.names.shown_at(place)[0].mtime_ns == 10**18
