@@ -1,8 +1,7 @@
 """The requests of a writable mount, answered raw on the wire.
 
-Each mutation commits its effect and its answer in one transaction, under the kernel's number of the request; when the
-kernel hands it out again after a server's death, that answer is given and nothing is done twice. What concerns objects
-of the bucket alone goes to `Responder`.
+What each request means for names, attributes and open files; that it is done once is `OnceResponder`'s business. What
+concerns objects of the bucket alone goes to `Responder`.
 """
 
 from __future__ import annotations
@@ -10,31 +9,25 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from mountkit.serve import messages, processes_of_callers, session
 from mountkit.serve import output_messages as out
-from mountkit.serve.asking import MustAsk
 from mountkit.serve.input_fs import InputFileSystem
+from mountkit.serve.once import RESEND, OnceResponder
 from mountkit.serve.output_fs import OutputFileSystem
 from mountkit.serve.output_names import Place
-from mountkit.serve.responder import Responder
 from mountkit.serve.shared import AnotherFileIsOpen, BackingTableFull, SharedMemory
-from mountkit.serve.values import ROOT, DirectoryEntry, Done, FileSystemError
+from mountkit.serve.values import ROOT, DirectoryEntry, FileSystemError
 from mountkit.serve.wire import RawHandler, Wire
 from mountkit.staging.tree import NODE_BIT, Node
 
 log = logging.getLogger(__name__)
-_RESEND = messages.UNIQUE_RESEND
 _ACCESS = os.O_ACCMODE
 _BLOCK = 4096
-T = TypeVar("T")
 
 
-class OutputResponder(Responder):
+class OutputResponder(OnceResponder):
     """Raw answers of the one server of a writable mount."""
 
     def __init__(
@@ -47,10 +40,8 @@ class OutputResponder(Responder):
         *,
         passthrough: bool,
     ) -> None:
-        super().__init__(wire, bucket, shared, slot)
-        self._out, self._journal, self._passthrough = files, files.overlay.journal, passthrough
-        self._again = False
-        self._all_handlers: dict[int, RawHandler] = {}
+        super().__init__(wire, bucket, shared, slot, journal=files.overlay.journal, asking=files.names.asking)
+        self._out, self._passthrough = files, passthrough
 
     def handlers(self) -> dict[int, RawHandler]:
         answered = {
@@ -88,31 +79,10 @@ class OutputResponder(Responder):
         }
         mine = {opcode: self._guarded(operation) for opcode, operation in answered.items()}
         refusals = {opcode: self._refusal(number) for opcode, number in refused.items()}
-        self._all_handlers = super().handlers() | mine | refusals
+        handlers = super().handlers() | mine | refusals
         # Names are always told with their attributes here: both come from the overlay.
-        del self._all_handlers[messages.READDIR]
-        return self._all_handlers
-
-    def do_again(self) -> None:
-        """Does what a dead server had in its hands, where the kernel does not hand it out again.
-
-        Perhaps it was done, perhaps even answered: then its transaction says so, and the kernel ignores the answer.
-        """
-        buffer = self._wire.buffer
-        requests = self._shared.waiting(self._slot)
-        length, _, newest, *_ = messages.IN_HEADER.unpack_from(buffer)
-        requests = [each for each in requests if each[0] != newest] + [(newest, bytes(buffer[:length]))]
-        self._shared.clear_in_flight(self._slot)
-        self._again = True
-        for unique, request in requests:
-            length, opcode, found, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(request.ljust(40, b"\0"))
-            handler = self._all_handlers.get(opcode)
-            if found != unique or length > len(request):
-                self._wire.send(messages.failed(unique, errno.ESTALE))  # the kernel asks once more
-            elif handler is not None:
-                buffer[:length] = request[:length]
-                handler(unique, inode, pid, length)
-        self._again = False
+        del handlers[messages.READDIR]
+        return handlers
 
     # ---- names ---------------------------------------------------------------------------------------------
     def _lookup(self, unique: int, parent: int, pid: int, length: int) -> None:
@@ -343,7 +313,7 @@ class OutputResponder(Responder):
 
     # ---- directories ---------------------------------------------------------------------------------------
     def _opendir(self, unique: int, inode: int, _pid: int, _length: int) -> None:
-        handle = unique & ~_RESEND
+        handle = unique & ~RESEND
         if inode == ROOT or inode & NODE_BIT:
             self._out.listing.open_directory(handle)
         self._wire.send(out.reply(unique, out.opened_body(handle, 0)))
@@ -370,60 +340,8 @@ class OutputResponder(Responder):
         self._ask(unique, pid, page, answer)
 
     # ---- inside --------------------------------------------------------------------------------------------
-    def _ask(self, unique: int, pid: int, question: Callable[[], T], answer: Callable[[T], object]) -> None:
-        """Answers a question at once, or when the bucket has been asked."""
-        try:
-            found = question()
-        except MustAsk as need:
-            first = need
-        else:
-            answer(found)
-            return
-
-        async def wait() -> None:
-            answer(await self._out.names.asking.settle(first, question))
-
-        self._start(unique, pid, wait)
-
-    def _mutate(self, unique: int, pid: int, change: Callable[[], bytes | None]) -> None:
-        """Does something once, however often the kernel hands it out, and answers."""
-        _, opcode, *_ = messages.IN_HEADER.unpack_from(self._wire.buffer)
-        request = unique & ~_RESEND
-        if self._again or unique & _RESEND:
-            body = self._journal.reply(request, opcode)
-            if body is not None:
-                self._wire.send(out.reply(unique, body))
-                return
-
-        def attempt() -> bytes:
-            failure: Done | None = None
-            with self._journal.transaction():
-                try:
-                    body = change() or b""
-                    self._journal.remember_reply(request, opcode, body)
-                except Done as exc:
-                    failure = exc
-            if failure is not None:
-                raise FileSystemError(failure.errno)
-            return body
-
-        self._ask(unique, pid, attempt, lambda body: self._wire.send(out.reply(unique, body)))
-
-    def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
-        length, *_ = messages.IN_HEADER.unpack_from(self._wire.buffer)
-        if self._places:
-            self._shared.store_waiting(self._places[-1], self._wire.buffer[:length])
-        super()._start(unique, pid, wait)
-
     def _refusal(self, number: int) -> RawHandler:
         def refuse(unique: int, _inode: int, _pid: int, _length: int) -> None:
             self._wire.send(messages.failed(unique, number))
 
         return refuse
-
-    def _fail(self, unique: int, exc: Exception, what: Callable[..., object]) -> None:
-        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            exc = FileSystemError(exc.errno)
-        elif isinstance(exc, sqlite3.OperationalError) and exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            exc = FileSystemError(errno.ENOSPC)
-        super()._fail(unique, exc, what)

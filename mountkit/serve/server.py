@@ -122,7 +122,8 @@ async def _main(channel_fd: int) -> int:
             first=body["first"],
         )
         responder = OutputResponder(wire, outputs, files, shared, slot, passthrough=body["passthrough"])
-    wire.answer_raw(responder.handlers())
+    handlers = responder.handlers()
+    wire.answer_raw(handlers)
     # Not `fuse_fd` itself: under that number libfuse finds a socket while it is handed a request.
     state = succession.State(body, [wire.kernel, *start.fds[1:]], channel)
 
@@ -139,7 +140,7 @@ async def _main(channel_fd: int) -> int:
         await nursery.start(mover.run)
         await nursery.start(responder.run)
         if isinstance(responder, OutputResponder) and not body["first"] and not session.can_resend(settings):
-            responder.do_again()
+            responder.do_again(handlers)
         if upkeep is not None:
             nursery.start_soon(upkeep.run)
         nursery.start_soon(report_ready)
