@@ -18,12 +18,13 @@ from typing import Any
 
 import trio
 
-from mountkit import errors, ipc, logs, mountinfo, places, processes
+from mountkit import errors, ipc, logs, places, processes
 from mountkit.config import MountSettings
-from mountkit.errors import HostError, MountBusy, MountError, MountkitError, UploadsLeft
+from mountkit.errors import HostError, MountError, MountkitError, UploadsLeft
 from mountkit.ipc import Channel, ChannelClosed, Message
 from mountkit.serve import locks, session, writer_lock
 from mountkit.serve.control import Control
+from mountkit.serve.ending import Ending, take_away
 from mountkit.serve.kept_session import KeptSession
 from mountkit.serve.mover_host import MoverHost
 from mountkit.serve.server_pool import ServerPool
@@ -34,10 +35,7 @@ from mountkit.serve.supervision import Supervision
 
 log = logging.getLogger(__name__)
 _PROOF_S = 10.0
-_STOP_S = 5.0
 _LOCK_S = 10.0
-_ANSWER_S = 0.1
-"""Time for the answer to the order that ends us."""
 
 
 class Keeper:
@@ -51,10 +49,12 @@ class Keeper:
         self._supervision = supervision or Supervision(None)
         self._undo = False
         """Whether the mount was made by us and nobody has been told of it: then it goes if we fail."""
-        self._gone = False
-        """Whether the mount has ended and its servers with it."""
-        self.uploads_left = False
+        self._ending: Ending | None = None
+
+    @property
+    def uploads_left(self) -> bool:
         """Whether the mount ended before everything was in the bucket."""
+        return self._ending is not None and self._ending.uploads_left
 
     async def run(self, report: Channel | None) -> None:
         """Mounts and keeps the mount until it is unmounted. Raises MountkitError if it cannot be mounted."""
@@ -85,7 +85,7 @@ class Keeper:
                     await self._serve(nursery, mounted, report)
                 finally:
                     if self._undo:
-                        _take_away(mounted)
+                        take_away(mounted)
                     nursery.cancel_scope.cancel()
 
     async def adopt(self, start: Message, heir: Channel) -> None:
@@ -155,7 +155,7 @@ class Keeper:
         if mounted is not None and not given_up:
             return mounted
         if mounted is not None:
-            _take_away(mounted)
+            take_away(mounted)
             os.close(mounted.fd)
         raise _nobody_waits()
 
@@ -176,11 +176,12 @@ class Keeper:
     ) -> None:
         self._mounted = mounted
         control = self._control = Control(self.settings, self._state, mounted, self._servers, self._mover, self._shared)
+        ending = self._ending = Ending(self.settings, mounted, control, self._servers, self._mover, self._supervision)
         socket_path = places.keeper_socket(mounted.device)
         async with contextlib.AsyncExitStack() as stack:
             # Callbacks run last first: the servers' and the mount's end, then the socket's, then the lock's, and at
             # last the waiting for uploads: the kernel may have given the device number to another mount by then.
-            stack.push_async_callback(self._part)
+            stack.push_async_callback(ending.part)
             try:
                 # The kernel gives the device number of a mount that has just ended to the next one: its keeper gets
                 # the time to end. A keeper that adopts does not wait: whoever has the lock has adopted already.
@@ -192,12 +193,13 @@ class Keeper:
             listener = await stack.enter_async_context(ipc.listening(socket_path))
             answering = await stack.enter_async_context(trio.open_nursery())
             stack.callback(answering.cancel_scope.cancel)
-            stack.push_async_callback(self._take_down)
+            stack.push_async_callback(lambda: ending.take_down(undo=self._undo))
             answering.start_soon(ipc.serve, listener, control.answer)
             if adopted is not None and report is not None:
                 with contextlib.suppress(MountError):  # the heir may be gone or have lost patience; the others join
                     await _report(report, {"listening": True})
             await self._start_servers(nursery, socket_path, adopted)
+            nursery.start_soon(ending.follow_servers)
             if adopted is None or report is None:
                 session.set_read_ahead(mounted.device)
                 await self._prove()
@@ -207,7 +209,7 @@ class Keeper:
             log.info("%s is mounted at %s", self.settings.source, mounted.directory)
             kept = KeptSession(mounted, self._shared_fd, self.settings, self._mover.region, self._servers.shape)
             nursery.start_soon(self._supervision.attend, kept, control.status)
-            await self._until_the_end()
+            await ending.wait()
 
     async def _start_servers(self, nursery: trio.Nursery, socket_path: str, adopted: dict[str, Any] | None) -> None:
         s = self.settings
@@ -222,7 +224,6 @@ class Keeper:
             "keeper_socket": socket_path,
         }
         await nursery.start(self._servers.run, start, self._mounted.fd, self._shared, s.resend, adopted)
-        nursery.start_soon(self._end_with_servers)
 
     async def _prove(self) -> None:
         """Another process must get an answer from the mount: this one would wait for itself."""
@@ -237,95 +238,6 @@ class Keeper:
             raise MountError(f"the mount at {self._mounted.directory} does not answer: {done.stderr.decode().strip()}")
         raise MountError(f"the mount at {self._mounted.directory} did not answer within {_PROOF_S:g} s")
 
-    # ---- end -----------------------------------------------------------------------------------------------
-    async def _end_with_servers(self) -> None:
-        await self._servers.session_ended.wait()
-        self._control.session_gone.set()
-        self._control.stop.set()
-
-    async def _until_the_end(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_on_signal)
-            nursery.start_soon(self._leave_when_retired, nursery.cancel_scope)
-            nursery.start_soon(self._leave_when_resting, nursery.cancel_scope)
-            await self._control.stop.wait()
-            nursery.cancel_scope.cancel()
-
-    async def _leave_when_retired(self, scope: trio.CancelScope) -> None:
-        await self._control.retire.wait()
-        await trio.sleep(_ANSWER_S)
-        scope.cancel()
-
-    async def _leave_when_resting(self, scope: trio.CancelScope) -> None:
-        await self._control.rest.wait()
-        scope.cancel()
-
-    async def _stop_on_signal(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-            async for number in received:
-                if await self._supervision.restart_is_ordered():
-                    self._control.rest.set()
-                    return
-                log.info("signal %d: unmounting %s", number, self._mounted.directory)
-                try:
-                    await trio.to_thread.run_sync(session.unmount, self._mounted.directory)
-                except MountBusy:
-                    log.warning("%s is in use; who uses it is cut off in %g s", self._mounted.directory, _STOP_S)
-                except MountError as exc:
-                    log.warning("%s", exc)
-                self._control.stop.set()
-
-    async def _take_down(self) -> None:
-        """Ends the mount, on an order; who still uses it has a few seconds. A keeper that fails leaves it alone."""
-        control = self._control
-        if control.rest.is_set():
-            log.info("restarting: the session of %s waits for the next keeper", self._mounted.directory)
-            with trio.CancelScope(shield=True):
-                self._servers.kill()
-                await self._mover.goodbye()
-            return
-        if not (self._undo or control.stop.is_set()):
-            why = "by order" if control.retire.is_set() else "without an order"
-            log.warning("this keeper ends %s; the mount stays, its servers start another keeper", why)
-            return
-        control.state = "stopping"
-        with trio.CancelScope(shield=True):
-            async with self._supervision.stopping(f"unmounting {self._mounted.directory}"):
-                if not control.session_gone.is_set():
-                    await trio.to_thread.run_sync(_take_away, self._mounted)
-                    with trio.move_on_after(_STOP_S):
-                        await self._servers.session_ended.wait()
-                self._servers.kill()
-                await trio.to_thread.run_sync(_take_away, self._mounted)
-                self._gone = True
-        log.info("%s is unmounted", self._mounted.directory)
-
-    async def _part(self) -> None:
-        """The mount is gone: lets the mover finish its uploads, then leaves it."""
-        if not self._gone:
-            return
-        with trio.CancelScope(shield=True):
-            if self._control.drains:
-                async with self._supervision.stopping("uploading what is left"):
-                    await self._drain()
-            await self._mover.goodbye()
-
-    async def _drain(self) -> None:
-        """Waits until what was written is in the bucket, for as long as was agreed; what is left says the log."""
-        assert self.settings.outputs is not None
-        budget_s = self.settings.outputs.drain_timeout_s
-        try:
-            answer = (await self._mover.link.call("drain", budget_s=budget_s)).body
-        except MountkitError as exc:
-            log.error("not everything is in the bucket: %s; the next mount of this cache goes on", exc)
-            self.uploads_left = True
-            return
-        if answer["left"] or answer["failed"]:
-            why = next((error["sentence"] for error in answer["errors"].values() if error), "")
-            count = answer["left"] + answer["failed"]
-            log.error("%d operations did not reach the bucket: %s; the next mount of this cache goes on", count, why)
-            self.uploads_left = True
-
 
 async def _report(report: Channel, body: dict[str, Any]) -> None:
     try:
@@ -336,18 +248,6 @@ async def _report(report: Channel, body: dict[str, Any]) -> None:
 
 def _nobody_waits() -> MountError:
     return MountError("the command that asked for the mount is gone")
-
-
-def _take_away(mounted: Session) -> None:
-    """Takes the mount from sight if it is still there; who uses it goes on until he lets go.
-
-    A session that lives keeps its device number, so what is found by that number is ours and no successor's.
-    """
-    if session.is_connected(mounted.fd) and any(
-        m.directory == mounted.directory and m.device == mounted.device for m in mountinfo.ours()
-    ):
-        with contextlib.suppress(MountkitError):
-            session.unmount(mounted.directory, lazy=True)
 
 
 async def _main(fds: Sequence[int]) -> int:
