@@ -234,10 +234,11 @@ def log_file(directory: Path, _scratch: Path) -> Check:
     return lambda where: _equal((where / "train.log").read_text().splitlines(), lines)
 
 
-def fio(directory: Path, _scratch: Path) -> Check:
+def fio(directory: Path, scratch: Path) -> Check:
     run(
         *("fio", "--name=job", f"--directory={directory}", "--rw=randwrite", "--bs=4k-64k", "--size=24m"),
         *("--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--ioengine=psync", "--numjobs=2"),
+        cwd=scratch,  # where it leaves how far its verification came
     )
     sizes = {path.name: path.stat().st_size for path in directory.glob("job.*")}
     assert sizes == {"job.0.0": 24 << 20, "job.1.0": 24 << 20}
