@@ -17,7 +17,7 @@ from tests.systemd.machine import USER, Machine
 def helped(machine: Machine, place: Place) -> Iterator[Machine]:
     """A machine with the helpers, credentials in ~root/.aws, and nothing in fstab."""
     place.put("a", content(3, 100_000))
-    machine.write("/root/.aws/credentials", place.credentials, mode=0o600)
+    machine.write("~root/.aws/credentials", place.credentials, mode=0o600)
     machine.sh("mountkit systemd install-helpers; mkdir -p /mnt/x")
     yield machine
     machine.sh("systemctl stop mnt-x.automount mnt-x.mount 2>/dev/null; : >/etc/fstab; systemctl daemon-reload")

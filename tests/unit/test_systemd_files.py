@@ -53,16 +53,14 @@ def test_a_wheel_carries_the_templates(tmp_path: Path) -> None:
 
 
 def test_what_holds_for_one_mount_stands_in_its_drop_in_with_percents_and_blanks_as_systemd_reads_them() -> None:
-    found = units.drop_in(
-        named(passwd_file="/root/pw", cache="/c"), "/etc/my 5%/m.yaml", "/root/aws", Scope(user=False)
-    )
+    found = units.drop_in(named(passwd_file="/etc/pw", cache="/c"), "/etc/my 5%/m.yaml", "/etc/aws", Scope(user=False))
     assert found.path == "/etc/systemd/system/mountkit@train.service.d/50-mountkit.conf"
     assert "Description=mountkit: s3://data/100%%?a=b at /mnt/my data" in found.text
     assert 'RequiresMountsFor="/mnt"' in found.text
     assert 'RequiresMountsFor="/c"' in found.text
     assert 'Environment="MOUNTKIT_CONFIG=/etc/my 5%%/m.yaml"' in found.text
-    assert "LoadCredential=mountkit-aws-credentials:/root/aws" in found.text
-    assert "LoadCredential=mountkit-passwd:/root/pw" in found.text
+    assert "LoadCredential=mountkit-aws-credentials:/etc/aws" in found.text
+    assert "LoadCredential=mountkit-passwd:/etc/pw" in found.text
 
 
 def test_a_file_that_is_right_is_left_alone_and_one_that_is_not_is_shown_first(tmp_path: Path) -> None:
