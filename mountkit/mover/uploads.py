@@ -422,7 +422,6 @@ class Uploads:
         if self._clock() >= self._paused_until:
             self._paused_until = self._clock() + self._pause_s
             self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
-        self._flush_endings()
         self.journal.put_back([operation.seq])
         # Not the first to be tried again: should the trouble be its own, the others must not wait for it.
         self._order.put_back(
@@ -442,11 +441,6 @@ class Uploads:
 
     def _end(self, ending: Ending) -> None:
         self._endings.append(ending)
-
-    def _flush_endings(self) -> None:
-        if self._endings:
-            self.journal.end(self._endings)
-            self._endings.clear()
 
 
 def _same(known: Operation, row: Operation) -> bool:

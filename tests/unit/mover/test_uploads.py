@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import Kind
 from mountkit.errors import AccessDenied, StoreFull, StoreUnavailable
 from mountkit.mover import multipart
+from mountkit.staging.queue import Ending, UploadJournal
 from mountkit.store.api import MIN_PART_BYTES
 from tests.fakes.memory_store import MemoryStore, content
 from tests.unit.mover.harness import in_trio
@@ -56,6 +59,34 @@ async def test_what_was_put_is_in_the_catalog_without_a_listing(directory_fd: in
         await bench.uploads.commit([gone])
         found = catalog.lookup(deep.inode, b"a")
         assert found is not None and found.kind is Kind.ABSENT
+
+
+@in_trio
+async def test_whoever_sees_an_upload_done_finds_it_in_the_catalog_also_beside_one_that_waits(
+    directory_fd: int, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poisoned(MemoryStore):
+        def put_object(self, key, *args, **kwargs):  # type: ignore[no-untyped-def]
+            if key == b"poison":
+                put.wait()
+                raise StoreUnavailable("always")
+            return super().put_object(key, *args, **kwargs)
+
+    put = threading.Event()
+    store = Poisoned()
+    store.on_write = lambda call, key: put.set()
+    end, missing = UploadJournal.end, []
+
+    def watched_end(journal: UploadJournal, endings: Sequence[Ending]) -> None:
+        missing.extend(each.seq for each in endings if catalog.lookup(catalog.root, b"a") is None)
+        end(journal, endings)
+
+    monkeypatch.setattr(UploadJournal, "end", watched_end)
+    async with uploading(directory_fd, catalog, store, budget_s=0.0) as bench:
+        done, _ = bench.stage(b"a", b"x", old=True), bench.stage(b"poison", b"x", old=True)
+        bench.uploads.staged()  # while nobody waits for them, both end in one turn of the uploader
+        await bench.until(done, DONE)
+        assert not missing
 
 
 @in_trio
