@@ -1,9 +1,8 @@
 """Uploads: the journal's operations done in the bucket, each under the order's rules, on threads of their own.
 
-One trio thread owns the journal, the order and all decisions; threads send bytes and hand back what the store said,
-which is settled in batches: into the catalog first, then into the journal, so that whoever sees an operation DONE finds
-the object in the catalog. What may pass (no answer, 5xx) is tried for ever with growing pauses; what the store refuses
-is FAILED until somebody drains or mounts again.
+One trio thread owns the journal, the order and all decisions; threads send bytes and hand back what the store said.
+What may pass (no answer, 5xx) is tried for ever with growing pauses; what the store refuses is FAILED until somebody
+drains or mounts again.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from typing import Any
 import trio
 
 from mountkit.catalog.tree import Catalog
-from mountkit.catalog.values import CatalogLost, CatalogUnavailable
-from mountkit.catalog.written import record_writes
-from mountkit.config import OutputSettings
 from mountkit.errors import MountkitError, StoreError
 from mountkit.mover import upload_jobs
 from mountkit.mover.clobber import condition_of
 from mountkit.mover.multipart import SINGLE_BYTES, Multipart
 from mountkit.mover.upload_jobs import Condition, OpenFile, StampChanged
+from mountkit.mover.upload_mirror import UploadMirror
 from mountkit.mover.upload_order import UploadOrder
+from mountkit.mover.upload_patience import UploadPatience
 from mountkit.mover.upload_properties import properties_of
+from mountkit.mover.upload_settling import UploadSettling
 from mountkit.mover.upload_threads import UploadThreads
 from mountkit.staging.queue import Ending, Operation, UploadJournal
 from mountkit.staging.schema import OperationKind, OperationState
@@ -40,9 +39,6 @@ _RUNNING = 192
 _TURN_S = 0.04
 """Turns of the loop while nobody waits: each is a few transactions, and the server waits for a lock on the journal."""
 _LOOK_S = 1.0
-_SYNC_WHOLE_S = 0.5
-_FEW, _FEW_TIMES = 500, 10
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _CHANGING_S = 1.0
 _NAMED_FAILURES = 20
 
@@ -71,20 +67,13 @@ class Uploads:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.journal, self.open_file, self.store = journal, open_file, store
-        self._catalog, self._clock = catalog, clock
+        self._clock = clock
         self._threads: UploadThreads
         self._order = UploadOrder()
-        self._settings = OutputSettings()
-        self._last_seq = 0
-        self._synced_at = 0.0
-        self._paused_until, self._pause_s = 0.0, _FIRST_PAUSE_S
-        self._trouble = ""
+        self._mirror = UploadMirror(journal, self._order)
+        self._settling = UploadSettling(journal, catalog)
+        self._patience = UploadPatience()
         self._draining = self._waiters = 0
-        self._done_bytes = 0
-        self._sent_bytes: dict[int, int] = {}
-        self._endings: list[Ending] = []
-        self._writes: list[tuple[bytes, ObjectInfo | None]] = []
-        self._parts: list[tuple[int, Part]] = []
         self._cleaning: set[int] = set()
         self._news = trio.Event()
         self._changed = trio.Event()
@@ -149,8 +138,8 @@ class Uploads:
         """Returns once nothing can be done any more: all is in the bucket, or what is left has failed."""
         if retry:
             self.journal.retry_failed()
-            self._synced_at = 0.0
-        done_before = self._done_bytes
+            self._mirror.distrust()
+        done_before = self._settling.done_bytes
         self._draining += 1
         try:
             while True:
@@ -158,10 +147,7 @@ class Uploads:
                 self._order.hurry_all()
                 self._news.set()
                 left = sum(1 for seq in self._order.operations if self._order.blocker(seq) is None)
-                done = self._done_bytes - done_before + sum(self._sent_bytes.values())
-                total = self._done_bytes - done_before + sum(op.size for op in self._order.operations.values())
-                state = {"pending": len(self._order), "bytes": total, "bytes_done": done, "failed": self._failures()}
-                await report({**state, "trouble": self._trouble})
+                await report(self._progress(self._settling.done_bytes - done_before))
                 if not left and not self._order.taken:
                     return {"left": len(self._order), "failed": self._failures(), "errors": self._errors()}
                 with trio.move_on_after(0.2):
@@ -169,9 +155,18 @@ class Uploads:
         finally:
             self._draining -= 1
 
+    def _progress(self, done_bytes: int) -> dict[str, Any]:
+        return {
+            "pending": len(self._order),
+            "bytes": done_bytes + sum(op.size for op in self._order.operations.values()),
+            "bytes_done": done_bytes + self._settling.sent_bytes,
+            "failed": self._failures(),
+            "trouble": self._patience.trouble,
+        }
+
     def statistics(self) -> UploadStatistics:
         pending = self._order.operations.values()
-        trouble = self._trouble
+        trouble = self._patience.trouble
         if failures := self._order.failures:
             first = next(iter(failures.values()))
             sentence = (first.error or {}).get("sentence", "")
@@ -193,9 +188,7 @@ class Uploads:
         if self._draining:
             self._order.hurry_all()
         now = self._clock()
-        limit = _RUNNING - self._order.taken
-        if self._trouble:  # one of them finds out whether the trouble is over
-            limit = min(1, limit) if now >= self._paused_until and not self._order.taken else 0
+        limit = self._patience.allowed(now, _RUNNING - self._order.taken, self._order.taken)
         if limit <= 0:
             return
         groups = self._order.next_ready(now, limit)
@@ -219,40 +212,8 @@ class Uploads:
 
     def _sync(self) -> None:
         """Takes over what the server has queued, replaced and cancelled."""
-        if not self.journal.changed() and self._synced_at:
-            return
-        self._load_settings()
-        now = time.monotonic()
-        # What was cancelled or updated in place meanwhile is found at the claim at the latest.
-        pause_s = _SYNC_WHOLE_S if len(self._order) <= _FEW else _FEW_TIMES * _SYNC_WHOLE_S
-        if not self._synced_at or now - self._synced_at >= pause_s:
-            self._synced_at = now
-            self._sync_whole()
+        if self._mirror.look():
             self._clean_up()
-        for operation in self.journal.open_operations(after=self._last_seq):
-            self._last_seq = operation.seq
-            self._order.add(operation)
-
-    def _sync_whole(self) -> None:
-        rows = {operation.seq: operation for operation in self.journal.open_operations()}
-        for seq in [*self._order.operations, *self._order.failures]:
-            if seq not in rows:
-                self._order.remove(seq)
-        for seq, row in rows.items():
-            known = self._order.get(seq)
-            if row.state is OperationState.RUNNING:
-                continue  # ours
-            if row.state is OperationState.FAILED:
-                if seq not in self._order.failures:
-                    self._order.add(row)
-            elif known is None or not _same(known, row):
-                self._order.add(row)
-            self._last_seq = max(self._last_seq, seq)
-
-    def _load_settings(self) -> None:
-        known = self.journal.settings()
-        names = OutputSettings.__dataclass_fields__
-        self._settings = OutputSettings(**{name: known[name] for name in names if name in known})
 
     def _clean_up(self) -> None:
         """Aborts uploads whose operation was cancelled."""
@@ -273,8 +234,8 @@ class Uploads:
     def _until_next(self) -> float:
         due = self._order.next_due()
         now = self._clock()
-        if self._trouble:
-            due = max(due or 0.0, self._paused_until)
+        if self._patience.trouble:
+            due = max(due or 0.0, self._patience.paused_until)
         if self._order.taken >= _RUNNING or due is None:
             return _LOOK_S
         return min(_LOOK_S, max(0.01, due - now))
@@ -312,7 +273,7 @@ class Uploads:
         assert isinstance(source, ObjectInfo)
         properties = self._properties(operation) if operation.metadata is not None else None
         if source.size > MAX_COPY_BYTES:
-            kept = properties or Properties(source.content_type, source.metadata, self._settings.storage_class)
+            kept = properties or Properties(source.content_type, source.metadata, self._mirror.settings.storage_class)
             own = self._properties(operation).metadata
             kept = replace(kept, metadata={**kept.metadata, "mountkit-put": own["mountkit-put"]})
             Multipart(self, operation, kept, Condition(), source=source).start()
@@ -328,38 +289,23 @@ class Uploads:
             self.submit(lambda: self.store.delete_objects(keys), functools.partial(self._on_deleted, group), 0)
 
     def _properties(self, operation: Operation) -> Properties:
-        return properties_of(operation, self._settings, self.journal.name)
+        return properties_of(operation, self._mirror.settings, self.journal.name)
 
     def _condition(self, operation: Operation) -> Condition:
-        return Condition() if self._settings.clobber else condition_of(self.journal, operation)
+        return Condition() if self._mirror.settings.clobber else condition_of(self.journal, operation)
 
     # ---- what came of it -----------------------------------------------------------------------------------
     def _settle(self) -> None:
         if not self._threads.settle():
             return
-        if self._parts:
-            sent = {seq: self._sent_bytes.get(seq, 0) for seq, _ in self._parts}
-            self.journal.note_parts(self._parts, sent)
-            self._parts.clear()
-        if self._writes and self._catalog is not None:
-            try:
-                record_writes(self._catalog, self._writes)
-            except CatalogLost:
-                raise
-            except CatalogUnavailable as exc:
-                log.warning("what was uploaded is not in the catalog yet: %s", exc)
-        self._writes.clear()
-        if self._endings:
-            self.journal.end(self._endings)
-            self._endings.clear()
+        self._settling.settle()
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
     def note_part(self, operation: Operation, part: Part, sent_bytes: int) -> None:
         """A part of a multipart upload was confirmed."""
-        self._sent_bytes[operation.seq] = sent_bytes
-        self._parts.append((operation.seq, part))
-        self._works()
+        self._settling.part(operation, part, sent_bytes)
+        self._patience.over()
 
     def _on_object(self, operation: Operation, info: object, error: Exception | None) -> None:
         assert info is None or isinstance(info, ObjectInfo)
@@ -375,7 +321,7 @@ class Uploads:
         self, operation: Operation, info: ObjectInfo | None, error: Exception | None, *, deleted: bool = False
     ) -> None:
         """One operation has come to an end, or to a halt."""
-        self._sent_bytes.pop(operation.seq, None)
+        self._settling.halted(operation)
         if info is not None or deleted:
             self._done(operation, info)
         elif isinstance(error, StampChanged):
@@ -387,27 +333,16 @@ class Uploads:
             self._failed(operation, error)
 
     def _done(self, operation: Operation, info: ObjectInfo | None) -> None:
-        self._works()
-        self._done_bytes += operation.size
-        self._writes.append((operation.key, info))
-        self._end(
-            Ending(
-                operation.seq,
-                OperationState.DONE,
-                etag=info.etag if info else "",
-                version_id=info.version_id if info else "",
-                checksum=info.checksum if info else "",
-                sent_bytes=operation.size,
-            )
-        )
+        self._patience.over()
+        self._settling.done(operation, info)
         for needless in self._order.remove(operation.seq):
-            self._end(Ending(needless, OperationState.CANCELLED))
+            self._settling.end(Ending(needless, OperationState.CANCELLED))
 
     def _on_stamp_changed(self, operation: Operation) -> None:
         """The bytes were changed since: a later PUT stands in, or is still to come with the next close."""
         later = self._order.shadow(operation)
         if later is not None and later.ordered:
-            self._end(Ending(operation.seq, OperationState.CANCELLED))
+            self._settling.end(Ending(operation.seq, OperationState.CANCELLED))
             return
         self.journal.put_back([operation.seq])
         if later is None:
@@ -415,37 +350,17 @@ class Uploads:
             self._order.put_back(again, not_before=self._clock() + _CHANGING_S)
 
     def _try_again(self, operation: Operation, error: StoreError) -> None:
-        if not self._trouble:
-            log.warning("uploads wait: %s", error)
-            self._pause_s = _FIRST_PAUSE_S
-        self._trouble = f"uploads wait: {error}"
-        if self._clock() >= self._paused_until:
-            self._paused_until = self._clock() + self._pause_s
-            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+        self._patience.met(error, self._clock())
         self.journal.put_back([operation.seq])
         # Not the first to be tried again: should the trouble be its own, the others must not wait for it.
-        self._order.put_back(
-            replace(operation, state=OperationState.PENDING), not_before=self._paused_until + _CHANGING_S
-        )
+        again = replace(operation, state=OperationState.PENDING)
+        self._order.put_back(again, not_before=self._patience.paused_until + _CHANGING_S)
 
     def _failed(self, operation: Operation, error: MountkitError) -> None:
         log.error("the upload of %s failed for good: %s", _shown(operation.key), error)
         failed = replace(operation, state=OperationState.FAILED, error=error.to_json())
         for each in (failed, *self._order.failed(failed)):
-            self._end(Ending(each.seq, OperationState.FAILED, error=error.to_json()))
-
-    def _works(self) -> None:
-        if self._trouble:
-            log.warning("uploads go on")
-        self._trouble, self._paused_until, self._pause_s = "", 0.0, _FIRST_PAUSE_S
-
-    def _end(self, ending: Ending) -> None:
-        self._endings.append(ending)
-
-
-def _same(known: Operation, row: Operation) -> bool:
-    """Whether a waiting operation is still what we know; what we changed ourselves does not count."""
-    return replace(known, upload_id=None, upload_part_bytes=0) == replace(row, upload_id=None, upload_part_bytes=0)
+            self._settling.end(Ending(each.seq, OperationState.FAILED, error=error.to_json()))
 
 
 def _shown(key: bytes) -> str:

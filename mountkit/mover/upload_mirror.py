@@ -1,0 +1,75 @@
+"""The order of uploads, kept as the journal has it: what the server queued, replaced, cancelled, and how it uploads."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from mountkit.config import OutputSettings
+from mountkit.mover.upload_order import UploadOrder
+from mountkit.staging.queue import Operation, UploadJournal
+from mountkit.staging.schema import OperationState
+
+_WHOLE_S = 0.5
+_FEW, _FEW_TIMES = 500, 10
+
+
+class UploadMirror:
+    """Reads the journal into `order`, on the trio thread.
+
+    What is new is taken over by each look; all is compared seldom: what was cancelled or updated in place meanwhile is
+    found at its claim at the latest.
+    """
+
+    def __init__(self, journal: UploadJournal, order: UploadOrder) -> None:
+        self.settings = OutputSettings()
+        """As of the last look."""
+        self._journal, self._order = journal, order
+        self._last_seq = 0
+        self._whole_at: float | None = None
+
+    def distrust(self) -> None:
+        """We have changed the journal ourselves: the next look is at all of it."""
+        self._whole_at = None
+
+    def look(self) -> bool:
+        """Takes over what the server has done since; whether all that is open was compared."""
+        if not self._journal.changed() and self._whole_at is not None:
+            return False
+        self._load_settings()
+        now = time.monotonic()
+        pause_s = _WHOLE_S if len(self._order) <= _FEW else _FEW_TIMES * _WHOLE_S
+        whole = self._whole_at is None or now - self._whole_at >= pause_s
+        if whole:
+            self._whole_at = now
+            self._compare()
+        for operation in self._journal.open_operations(after=self._last_seq):
+            self._last_seq = operation.seq
+            self._order.add(operation)
+        return whole
+
+    def _compare(self) -> None:
+        rows = {operation.seq: operation for operation in self._journal.open_operations()}
+        for seq in [*self._order.operations, *self._order.failures]:
+            if seq not in rows:
+                self._order.remove(seq)
+        for seq, row in rows.items():
+            known = self._order.get(seq)
+            if row.state is OperationState.RUNNING:
+                continue  # ours
+            if row.state is OperationState.FAILED:
+                if seq not in self._order.failures:
+                    self._order.add(row)
+            elif known is None or not _same(known, row):
+                self._order.add(row)
+            self._last_seq = max(self._last_seq, seq)
+
+    def _load_settings(self) -> None:
+        known = self._journal.settings()
+        names = OutputSettings.__dataclass_fields__
+        self.settings = OutputSettings(**{name: known[name] for name in names if name in known})
+
+
+def _same(known: Operation, row: Operation) -> bool:
+    """Whether a waiting operation is still what we know; what we changed ourselves does not count."""
+    return replace(known, upload_id=None, upload_part_bytes=0) == replace(row, upload_id=None, upload_part_bytes=0)
