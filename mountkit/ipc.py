@@ -285,6 +285,24 @@ async def serve(sock: trio.socket.SocketType, serve_channel: Callable[[Channel],
                 accepted.close()
 
 
+class Receiver:
+    """The messages that come over a blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket, self._assembler = sock, _Assembler()
+
+    def receive(self) -> Message:
+        """The next one. Raises ChannelClosed, TimeoutError."""
+        while True:
+            message = self._assembler.next()
+            if message is not None:
+                return message
+            data, ancillary, _, _ = self._socket.recvmsg(_CHUNK, socket.CMSG_SPACE(4 * _MAX_FDS))
+            if not data:
+                raise ChannelClosed("the other side closed the connection")
+            self._assembler.feed(data, ancillary)
+
+
 class Client:
     """A blocking connection for the command line."""
 
@@ -292,7 +310,7 @@ class Client:
         """Raises OSError when nobody listens there, PermissionError when the listener is not to be trusted."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
-        self._assembler = _Assembler()
+        self._receiver = Receiver(self._socket)
         try:
             self._socket.connect(path)
             if os.getuid() != 0 and not _is_trusted(self._socket):
@@ -313,7 +331,7 @@ class Client:
         self._socket.settimeout(timeout_s)
         self._socket.sendall(b"".join(encode({"op": op, "id": 1, **arguments})))
         while True:
-            message = self._receive()
+            message = self._receiver.receive()
             if "error" in message.body:
                 raise errors.from_json(message.body["error"])
             if "progress" not in message.body:
@@ -321,39 +339,11 @@ class Client:
                 return
             yield message.body["progress"]
 
-    def _receive(self) -> Message:
-        while True:
-            message = self._assembler.next()
-            if message is not None:
-                return message
-            data, ancillary, _, _ = self._socket.recvmsg(_CHUNK, socket.CMSG_SPACE(4 * _MAX_FDS))
-            if not data:
-                raise ChannelClosed("the other side closed the connection")
-            self._assembler.feed(data, ancillary)
-
     def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._socket.close()
-
-
-class Receiver:
-    """The messages that come over a blocking socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket, self._assembler = sock, _Assembler()
-
-    def receive(self) -> Message:
-        """The next one. Raises ChannelClosed, TimeoutError."""
-        while True:
-            message = self._assembler.next()
-            if message is not None:
-                return message
-            data, ancillary, _, _ = self._socket.recvmsg(_CHUNK, socket.CMSG_SPACE(4 * _MAX_FDS))
-            if not data:
-                raise ChannelClosed("the other side closed the connection")
-            self._assembler.feed(data, ancillary)
 
 
 def receive_one(sock: socket.socket) -> Message:
