@@ -10,30 +10,23 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mountkit import names
 from mountkit.beneath import Beneath
 from mountkit.errors import HostError, MountkitError
+from mountkit.mover.transfer_progress import TransferProgress
 from mountkit.store.api import ObjectInfo, Store
 
 _THREADS = 32
 _WAITING = 4 * _THREADS
-_NAMED_FAILURES = 5
 
 
 @dataclass(slots=True)
-class PullProgress:
-    """Totals grow while the bucket is listed (`listing`)."""
+class PullProgress(TransferProgress):
+    """`unchanged` ones count as done."""
 
-    files: int = 0
-    bytes: int = 0
-    files_done: int = 0
-    bytes_done: int = 0
     unchanged: int = 0
-    failed: int = 0
-    listing: bool = True
-    failures: list[str] = field(default_factory=list)
 
 
 class Pull:
@@ -70,8 +63,7 @@ class Pull:
         while True:
             page = self._store.list_page(self._prefix, delimiter=b"", token=token)
             for info in page.objects:
-                self.progress.files += 1
-                self.progress.bytes += info.size
+                self.progress.found(info.size)
                 yield info
             token = page.next_token
             if not token:
@@ -118,9 +110,7 @@ class Pull:
 
     def _fail(self, sentence: str) -> None:
         with self._lock:
-            self.progress.failed += 1
-            if len(self.progress.failures) < _NAMED_FAILURES:
-                self.progress.failures.append(sentence)
+            self.progress.fail(sentence)
 
 
 def _is_same(root: Beneath, path: bytes, info: ObjectInfo) -> bool:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import trio
 
@@ -23,31 +23,24 @@ from mountkit.ipc import Progress
 from mountkit.mover.fetcher import Fetcher, Wanted
 from mountkit.mover.given_order import Window
 from mountkit.mover.queue import Priority
+from mountkit.mover.transfer_progress import TransferProgress
 
 log = logging.getLogger(__name__)
 _FILES_AT_ONCE, _DIRECTORIES_AT_ONCE = 192, 16
 _GET_BYTES = 8 * BLOCK_BYTES
 _PAGE = 1000
 _REPORT_S = 0.2
-_NAMED_FAILURES = 5
 
 Resolve = Callable[[str], Awaitable[tuple[int | None, ObjectRow | None]]]
 """The directory or the object at a path below the mount."""
 
 
 @dataclass(slots=True)
-class WarmProgress:
-    """Totals grow while the tree is still being listed (`listing`). `files_left` and `bytes_left` did not fit."""
+class WarmProgress(TransferProgress):
+    """`files_left` and `bytes_left` did not fit."""
 
-    files: int = 0
-    bytes: int = 0
-    files_done: int = 0
-    bytes_done: int = 0
     files_left: int = 0
     bytes_left: int = 0
-    failed: int = 0
-    listing: bool = True
-    failures: list[str] = field(default_factory=list)
 
 
 class Warmer:
@@ -65,7 +58,7 @@ class Warmer:
         """Fetches everything below `directory`, or the one object; reports five times a second."""
         async with self._reporting(report), trio.open_nursery() as work:
             if row is not None:
-                self._count(row)
+                self.progress.found(row.size)
                 await self._fetch(row)
             elif directory is not None:
                 async with trio.open_nursery() as listing:
@@ -90,7 +83,7 @@ class Warmer:
                 if row is None:
                     self._failed(f"{path} is a directory")
                     continue
-                self._count(row)
+                self.progress.found(row.size)
                 if self._fetcher.lacking_bytes(wanted := Wanted.of(row), wanted.parts):
                     self._window.fetched(place)
                 await self._files.acquire_on_behalf_of(row)
@@ -128,7 +121,7 @@ class Warmer:
                 if entry.kind is Kind.DIRECTORY:
                     listing.start_soon(self._list, entry.inode, listing, work)
                 elif entry.object is not None:
-                    self._count(entry.object)
+                    self.progress.found(entry.object.size)
                     await self._files.acquire_on_behalf_of(entry.object)
                     work.start_soon(self._fetch_acquired, entry.object)
 
@@ -152,10 +145,6 @@ class Warmer:
             if not page.entries:
                 return
             await trio.lowlevel.checkpoint()
-
-    def _count(self, row: ObjectRow) -> None:
-        self.progress.files += 1
-        self.progress.bytes += row.size
 
     async def _fetch_acquired(self, row: ObjectRow) -> None:
         try:
@@ -188,7 +177,5 @@ class Warmer:
         return not self._fetcher.keeps_apart(wanted, parts)
 
     def _failed(self, sentence: str) -> None:
-        self.progress.failed += 1
         log.warning("warm: %s", sentence)
-        if len(self.progress.failures) < _NAMED_FAILURES:
-            self.progress.failures.append(sentence)
+        self.progress.fail(sentence)
