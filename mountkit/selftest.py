@@ -55,8 +55,7 @@ class Bench:
 
     def environment(self) -> dict[str, str]:
         assert self.server
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        return {**kept, "AWS_ACCESS_KEY_ID": self.server.access_key, "AWS_SECRET_ACCESS_KEY": self.server.secret_key}
+        return self.server.environment()
 
 
 def main() -> int:

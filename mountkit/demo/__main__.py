@@ -69,13 +69,9 @@ class Stage:
         return f"s3://{bucket.REPORTS}/sampling?endpoint={self.server.endpoint}"
 
     def environment(self) -> dict[str, str]:
-        """Ours, with the demo's credentials in place of any of the user's own."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        kept["XDG_STATE_HOME"] = os.path.join(self.base, "state")  # the demo's runs are not in the user's history
-        if self.server:
-            kept["AWS_ACCESS_KEY_ID"] = self.server.access_key
-            kept["AWS_SECRET_ACCESS_KEY"] = self.server.secret_key
-        return kept
+        """The server's; and the demo's runs are not in the user's history."""
+        assert self.server
+        return {**self.server.environment(), "XDG_STATE_HOME": os.path.join(self.base, "state")}
 
 
 def main() -> int:

@@ -51,6 +51,11 @@ class Server:
         self.process.kill()
         self.process.wait()
 
+    def environment(self) -> dict[str, str]:
+        """Ours, with the server's credentials in place of any of the user's own."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        return {**kept, "AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+
     def client(self, *, connections: int = 1) -> Any:
         """A boto3 client of it."""
         import boto3
