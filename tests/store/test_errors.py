@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -33,28 +33,14 @@ from tests.certificates import self_signed, server_tls
 from tests.fakes.memory_store import content
 from tests.servers import MotoServer, SeaweedServer, free_ports
 from tests.store.raw_server import CLOSE, Piece, RawServer, Request, answer
+from tests.store.raw_store import KEYS, always, opened, said
 
-KEYS = ("AKIATESTADMIN0000001", "the-secret-nobody-may-see")
 INFO = ObjectInfo(b"dir/key", 3000, '"e"', 1_767_225_600_000_000_000)
 ODD = ObjectInfo(b"dir//key", 3000, '"e"', 1_767_225_600_000_000_000)
 DATA = content(3000)
 LISTING = answer(200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
 
 pytestmark = pytest.mark.usefixtures("no_aws")
-
-
-def opened(server: RawServer, **settings: Any) -> s3.S3Store:
-    url = BucketURL("data", endpoint=server.endpoint)
-    return s3.connect(url, keys=KEYS, **({"connect_timeout_s": 1.0, "stall_timeout_s": 0.4} | settings))
-
-
-def said(respond: Callable[[Request], Iterable[Piece]]) -> Callable[[Request], Iterable[Piece]]:
-    """`respond` for everything but the HEAD of the bucket."""
-    return lambda request: [answer(200)] if request.target == "/data" else respond(request)
-
-
-def always(*pieces: Piece) -> Callable[[Request], Iterable[Piece]]:
-    return said(lambda request: pieces)
 
 
 def found(etag: str = '"e"', span: str = "bytes 0-999/3000", body: bytes = DATA[:1000], status: int = 206) -> bytes:

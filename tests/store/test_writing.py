@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import Any
 
 import pytest
 
@@ -19,34 +17,18 @@ from mountkit.errors import (
     StoreUnavailable,
     UploadMissing,
 )
-from mountkit.sources import BucketURL
-from mountkit.store import s3
 from mountkit.store.api import ObjectInfo, Part, Properties
 from mountkit.store.retry import RetryingStore
 from tests.fakes.memory_store import MemoryStore, content
-from tests.store.raw_server import Piece, RawServer, Request, answer
+from tests.store.raw_server import RawServer, answer
+from tests.store.raw_store import always, opened
 
-KEYS = ("AKIATESTADMIN0000001", "the-secret-nobody-may-see")
 CRC = base64.b64encode((0xE3069283).to_bytes(4, "big")).decode()
 DATA = b"123456789"
 ETAG = '"e"'
 PARTS = [Part(1, '"p1"', 6_000_000, "crc32c:AAAAAA=="), Part(2, '"p2"', 5, "crc32c:AAAAAA==")]
 
 pytestmark = pytest.mark.usefixtures("no_aws")
-
-
-def opened(server: RawServer, **settings: Any) -> s3.S3Store:
-    url = BucketURL("data", endpoint=server.endpoint)
-    return s3.connect(url, keys=KEYS, **({"connect_timeout_s": 1.0, "stall_timeout_s": 0.4} | settings))
-
-
-def said(respond: Callable[[Request], Iterable[Piece]]) -> Callable[[Request], Iterable[Piece]]:
-    """`respond` for everything but the HEAD of the bucket."""
-    return lambda request: [answer(200)] if request.method == "HEAD" else respond(request)
-
-
-def always(*pieces: Piece) -> Callable[[Request], Iterable[Piece]]:
-    return said(lambda request: pieces)
 
 
 def taken(**headers: str) -> bytes:
