@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from trio.testing import MockClock
@@ -10,13 +8,6 @@ from trio.testing import MockClock
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.tree import Catalog
 from tests.unit.cache.harness import LIFE, PLENTY
-
-
-@pytest.fixture
-def directory_fd(tmp_path: Path) -> Iterator[int]:
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
 
 
 @pytest.fixture

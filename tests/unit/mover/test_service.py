@@ -38,6 +38,11 @@ class Bench:
         answer = await self.service.handle(Message({"op": op, **arguments}), _silent)
         return answer if isinstance(answer, Message) else Message(answer)
 
+    async def put(self, name: bytes, data: bytes) -> int:
+        """The number of an object that the bucket holds from now on."""
+        self.store.put(name, data)
+        return await self.object(name)
+
     async def object(self, name: bytes) -> int:
         fresh = time.time()
         await self.ask("lookup", parent=self.catalog.root, name=name.decode("latin-1"), fresh=fresh)
@@ -55,8 +60,12 @@ async def _silent(_: dict[str, Any]) -> None:
     pass
 
 
+def broken(*_: object) -> None:
+    raise cache_broken("its disk")
+
+
 @asynccontextmanager
-async def serving(catalog: Catalog, cache: CacheWriter, state_fd: int = -1) -> AsyncIterator[Bench]:
+async def serving(catalog: Catalog, cache: CacheWriter) -> AsyncIterator[Bench]:
     inner = SteppedStore()
     store = RetryingStore(inner)
     settings = MountSettings(BucketURL("b"), "/d", "/c", "i")
@@ -74,8 +83,7 @@ async def serving(catalog: Catalog, cache: CacheWriter, state_fd: int = -1) -> A
 @in_trio
 async def test_a_fetch_leaves_the_bytes_in_the_cache(catalog: Catalog, cache: CacheWriter) -> None:
     async with serving(catalog, cache) as bench:
-        bench.store.put(b"a", content(1000))
-        ident = await bench.object(b"a")
+        ident = await bench.put(b"a", content(1000))
         answer = await bench.ask("fetch", object=ident, offset=10, length=20, bad=False, inline=False)
         assert answer.payload == b""
         answer = await bench.ask("fetch", object=ident, offset=10, length=20, bad=False, inline=True)
@@ -87,13 +95,8 @@ async def test_a_report_of_bad_bytes_to_a_broken_cache_is_still_answered(
     catalog: Catalog, cache: CacheWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """[failures-3]"""
-
-    def broken(*_: object) -> None:
-        raise cache_broken("its disk")
-
     async with serving(catalog, cache) as bench:
-        bench.store.put(b"a", content(1000))
-        ident = await bench.object(b"a")
+        ident = await bench.put(b"a", content(1000))
         for method in ("recheck", "missing", "read", "write", "commit"):
             monkeypatch.setattr(cache, method, broken)
         monkeypatch.setattr(cache, "works", lambda: False)
@@ -107,13 +110,8 @@ async def test_a_cache_that_says_it_has_what_it_cannot_give_is_gone_around(
     catalog: Catalog, cache: CacheWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """[failures-3] Its disk can be neither read nor written: the index in memory still has all rows."""
-
-    def broken(*_: object) -> None:
-        raise cache_broken("its disk")
-
     async with serving(catalog, cache) as bench:
-        bench.store.put(b"a", content(1000))
-        ident = await bench.object(b"a")
+        ident = await bench.put(b"a", content(1000))
         await bench.ask("open", object=ident)
         monkeypatch.setattr(cache, "recheck", broken)
         monkeypatch.setattr(cache, "read", lambda *_: None)
@@ -126,8 +124,7 @@ async def test_a_cache_that_says_it_has_what_it_cannot_give_is_gone_around(
 async def test_what_meets_a_lost_catalog_is_left_to_the_next_mover(catalog: Catalog, cache: CacheWriter) -> None:
     """[failures-7] It is not answered: the connection ends with the mover, and whoever asked asks again."""
     async with serving(catalog, cache) as bench:
-        bench.store.put(b"a", content(1000))
-        await bench.object(b"a")
+        await bench.put(b"a", content(1000))
         catalog._db.execute("DROP TABLE entry")  # type: ignore[union-attr]
         with trio.move_on_after(1) as asked:
             await bench.ask("lookup", parent=catalog.root, name="a", fresh=0.0)
@@ -139,12 +136,8 @@ async def test_what_meets_a_lost_catalog_is_left_to_the_next_mover(catalog: Cata
 async def test_a_cache_that_works_again_is_no_reason_any_more(
     catalog: Catalog, cache: CacheWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
-        raise cache_broken("its disk")
-
     async with serving(catalog, cache) as bench:
-        bench.store.put(b"a", content(1000))
-        ident = await bench.object(b"a")
+        ident = await bench.put(b"a", content(1000))
         with monkeypatch.context() as patch:
             for method in ("verify", "write", "usage"):
                 patch.setattr(cache, method, broken)
@@ -161,8 +154,7 @@ async def test_a_cache_that_works_again_is_no_reason_any_more(
 async def test_a_changed_object_is_superseded_in_the_catalog(catalog: Catalog, cache: CacheWriter) -> None:
     """[bytes-2]"""
     async with serving(catalog, cache) as bench:
-        bench.store.put(b"a", content(1000))
-        ident = await bench.object(b"a")
+        ident = await bench.put(b"a", content(1000))
         bench.store.put(b"a", content(1001))
         with pytest.raises(ObjectChanged):
             await bench.ask("open", object=ident)

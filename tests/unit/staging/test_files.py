@@ -13,12 +13,10 @@ from mountkit.staging.files import StagingFiles
 
 
 @pytest.fixture
-def staging(tmp_path: Path) -> Iterator[StagingFiles]:
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    made = StagingFiles(fd)
+def staging(directory_fd: int) -> Iterator[StagingFiles]:
+    made = StagingFiles(directory_fd)
     yield made
     made.close()
-    os.close(fd)
 
 
 def test_the_directory_is_ours_alone(staging: StagingFiles, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -18,25 +17,18 @@ STAMP = Stamp(1, 2, 3)
 
 
 @pytest.fixture
-def state_fd(tmp_path: Path) -> Iterator[int]:
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
-
-
-@pytest.fixture
-def journal(state_fd: int) -> Iterator[Journal]:
-    made = Journal(state_fd)
+def journal(directory_fd: int) -> Iterator[Journal]:
+    made = Journal(directory_fd)
     with made.transaction():
         seed(made.db, 0, 0, 1, 0o755)
     yield made
     made.close()
 
 
-def test_the_mover_may_have_made_the_file_first(state_fd: int) -> None:
-    with closing(schema.open_journal(state_fd)):
+def test_the_mover_may_have_made_the_file_first(directory_fd: int) -> None:
+    with closing(schema.open_journal(directory_fd)):
         pass
-    with closing(Journal(state_fd)) as journal, journal.transaction():
+    with closing(Journal(directory_fd)) as journal, journal.transaction():
         seed(journal.db, 0, 0, 1, 0o755)
 
 
@@ -91,21 +83,21 @@ def test_replies_are_found_by_request_and_opcode(journal: Journal) -> None:
     assert journal.reply(12, 9) is None
 
 
-def test_a_handles_number_is_never_given_out_twice(state_fd: int) -> None:
+def test_a_handles_number_is_never_given_out_twice(directory_fd: int) -> None:
     seen = set()
     for _ in range(3):
-        with closing(Journal(state_fd)) as journal, journal.transaction():
+        with closing(Journal(directory_fd)) as journal, journal.transaction():
             handle = journal.tree.open_handle(5, 0)
             assert handle not in seen
             seen.add(handle)
             journal.tree.close_handle(handle)
 
 
-def test_a_file_number_of_an_open_operation_is_not_used_again(state_fd: int) -> None:
-    with closing(Journal(state_fd)) as journal, journal.transaction():
+def test_a_file_number_of_an_open_operation_is_not_used_again(directory_fd: int) -> None:
+    with closing(Journal(directory_fd)) as journal, journal.transaction():
         number = journal.new_file()
         journal.queue_put(b"a", number, STAMP, {}, ordered=False)
-    with closing(Journal(state_fd)) as journal:
+    with closing(Journal(directory_fd)) as journal:
         assert journal.new_file() > number
 
 
