@@ -1,4 +1,4 @@
-"""Fetching object bytes into the cache: one fetch a part however many ask, answers checked, rows committed in batches.
+"""Fetching object bytes into the cache: one fetch a part however many ask, rows committed in batches.
 
 `need` is the one way in. Bytes that the cache does not take (full, broken, or not worth keeping) stay in a small memory
 for whoever asked. Jobs run on the queue's threads; everything else on the mover's trio thread.
@@ -6,157 +6,27 @@ for whoever asked. Jobs run on the queue's threads; everything else on the mover
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
-from mountkit.cache.content import BLOCK_BYTES, PART_BYTES, ContentId, content_id, runs
-from mountkit.cache.faults import CacheBroken, CacheFull, DiskFull
-from mountkit.cache.index_writer import BlockRow
+from mountkit.cache.content import PART_BYTES, ContentId, runs
+from mountkit.cache.faults import CacheBroken, CacheFull
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectRow
-from mountkit.errors import BadAnswer, MountkitError
+from mountkit.errors import MountkitError
+from mountkit.mover.fetch import Arrival, Fetch, Wanted, parts_of
 from mountkit.mover.memory import MemoryParts
 from mountkit.mover.queue import FetchQueue, Priority
-from mountkit.store.api import ObjectInfo, Store
+from mountkit.store.api import Store
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 3
 T = TypeVar("T")
-
-
-def parts_of(offset: int, length: int) -> range:
-    """The parts that the bytes [offset, offset + length) lie in."""
-    return range(offset // PART_BYTES, -(-(offset + length) // PART_BYTES))
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """An object version and the name its bytes have in the cache."""
-
-    row: ObjectRow
-    content: ContentId
-
-    @classmethod
-    def of(cls, row: ObjectRow) -> Wanted:
-        return cls(row, content_id(row.key, row.etag, row.size))
-
-    @property
-    def parts(self) -> range:
-        return parts_of(0, self.row.size)
-
-
-class _Fetch:
-    """One GET under way, or waiting for its turn."""
-
-    def __init__(
-        self,
-        fetcher: Fetcher,
-        wanted: Wanted,
-        parts: range,
-        priority: Priority,
-        on_end: Callable[[MountkitError | None], None] | None = None,
-        *,
-        around_cache: bool = False,
-    ) -> None:
-        self.wanted, self.parts, self.priority, self.on_end = wanted, parts, priority, on_end
-        self.around_cache = around_cache
-        self.held_bytes = min(2 * BLOCK_BYTES, len(parts) * PART_BYTES)
-        self.error: MountkitError | None = None
-        self.failed: frozenset[int] = frozenset()
-        """The parts that had not landed when it ended with `error`."""
-        self.changed = trio.Event()
-        """Set, and replaced by a new one, whenever some of the parts have landed or the fetch has ended."""
-        self._fetcher = fetcher
-
-    def __repr__(self) -> str:
-        return f"<_Fetch {self.wanted.row.key!r} parts {self.parts.start}-{self.parts.stop} {self.priority.name}>"
-
-    def bytes_of(self, parts: range) -> int:
-        return min(parts.stop * PART_BYTES, self.wanted.row.size) - parts.start * PART_BYTES
-
-    def run(self) -> None:
-        """On a queue thread."""
-        error: MountkitError | None = None
-        try:
-            self._stream()
-        except MountkitError as exc:
-            error = exc
-        except Exception as exc:
-            log.exception("fetching %r failed in a way nobody foresaw", self.wanted.row.key)
-            error = MountkitError(f"fetching failed: {exc!r}")
-        self._fetcher.ended(self, error)
-
-    def _stream(self) -> None:
-        row = self.wanted.row
-        info = ObjectInfo(row.key, row.size, row.etag, row.mtime_ns, row.storage_class, row.version_id)
-        offset = self.parts.start * PART_BYTES
-        body = self._fetcher.store.get(info, offset, min(self.parts.stop * PART_BYTES, row.size) - offset)
-        if body.info.version_id and body.info.version_id != row.version_id:
-            version = body.info.version_id
-            self._fetcher.from_thread(lambda: self._fetcher.on_version(row.id, version))
-        chunks: Iterable[memoryview] = body.chunks()
-        if row.size <= BLOCK_BYTES:  # a small object is one record, however many pieces it comes in
-            pieces = list(chunks)
-            chunks = pieces if len(pieces) == 1 else [memoryview(b"".join(pieces))]
-        self._land_parts(chunks)
-
-    def _land_parts(self, chunks: Iterable[memoryview]) -> None:
-        """Lands whole parts straight from the chunks; only a part that two chunks share is copied together."""
-        part, held = self.parts.start, bytearray()
-        end = min(self.parts.stop * PART_BYTES, self.wanted.row.size)
-        for chunk in chunks:
-            if part * PART_BYTES + len(held) + len(chunk) > end:
-                raise BadAnswer(f"the answer for {self.wanted.row.key!r} was longer than asked for")
-            rest = chunk
-            if held:
-                take = min(PART_BYTES, end - part * PART_BYTES) - len(held)
-                held += rest[:take]
-                rest = rest[take:]
-                if part * PART_BYTES + len(held) in ((part + 1) * PART_BYTES, end):
-                    self._land(part, memoryview(held))
-                    part, held = part + 1, bytearray()
-            whole = len(rest) if part * PART_BYTES + len(rest) == end else len(rest) // PART_BYTES * PART_BYTES
-            if whole and not held:
-                self._land(part, rest[:whole])
-                part += -(-whole // PART_BYTES)
-                rest = rest[whole:]
-            held += rest
-        if part != self.parts.stop or held:
-            raise BadAnswer(f"the answer for {self.wanted.row.key!r} had another length than asked for")
-
-    def _land(self, first: int, data: memoryview) -> None:
-        fetcher, wanted = self._fetcher, self.wanted
-        rows: tuple[BlockRow, ...] = ()
-        refused = False
-        if self.around_cache:
-            refused = True
-        else:
-            try:
-                rows = fetcher.cache.write(wanted.content, wanted.row.size, first, data)
-            except (CacheFull, CacheBroken) as exc:
-                refused = True
-                if isinstance(exc, CacheBroken | DiskFull):  # its own limits are no trouble
-                    fetcher.from_thread(functools.partial(fetcher.on_cache_trouble, exc))
-        count = -(-len(data) // PART_BYTES)
-        fetcher.landed(_Arrival(self, range(first, first + count), rows, data, refused))
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival:
-    """Parts that have come: `rows` name them in the cache, unless it `refused` them."""
-
-    fetch: _Fetch
-    parts: range
-    rows: tuple[BlockRow, ...]
-    data: memoryview
-    refused: bool
 
 
 def _drained(waiting: deque[T]) -> list[T]:
@@ -187,9 +57,9 @@ class Fetcher:
         self._queue = queue
         self._memory = MemoryParts()
         self._coming_bytes = 0
-        self._in_flight: dict[tuple[ContentId, int], _Fetch] = {}
-        self._arrived: deque[_Arrival] = deque()
-        self._finished: deque[tuple[_Fetch, MountkitError | None]] = deque()
+        self._in_flight: dict[tuple[ContentId, int], Fetch] = {}
+        self._arrived: deque[Arrival] = deque()
+        self._finished: deque[tuple[Fetch, MountkitError | None]] = deque()
         self._woken = False
         self._woken_at = 0.0
         self._something = trio.Event()
@@ -227,9 +97,9 @@ class Fetcher:
             self._memory.unpin(wanted.content, parts)
         raise MountkitError(f"the cache does not keep {wanted.row.key!r} long enough to be read")
 
-    def start(self, wanted: Wanted, parts: range, priority: Priority, *, around_cache: bool = False) -> list[_Fetch]:
+    def start(self, wanted: Wanted, parts: range, priority: Priority, *, around_cache: bool = False) -> list[Fetch]:
         """Starts what of these parts is neither here nor on its way; the fetches that bring them all."""
-        fetches: list[_Fetch] = []
+        fetches: list[Fetch] = []
         fresh: list[int] = []
         for missing in [parts] if around_cache else self._missing(wanted, parts):
             for part in missing:
@@ -242,7 +112,7 @@ class Fetcher:
                 elif key not in self._memory:
                     fresh.append(part)
         return fetches + [
-            self._launch(_Fetch(self, wanted, run, priority, around_cache=around_cache)) for run in runs(fresh)
+            self._launch(Fetch(self, wanted, run, priority, around_cache=around_cache)) for run in runs(fresh)
         ]
 
     def sweep(
@@ -265,10 +135,10 @@ class Fetcher:
             for part in run
             if (key, part) not in self._in_flight and (key, part) not in self._memory
         ]
-        fetches = [self._launch(_Fetch(self, wanted, run, Priority.SWEEP, on_end)) for run in runs(fresh)]
+        fetches = [self._launch(Fetch(self, wanted, run, Priority.SWEEP, on_end)) for run in runs(fresh)]
         return [fetch.bytes_of(fetch.parts) for fetch in fetches]
 
-    def _launch(self, fetch: _Fetch) -> _Fetch:
+    def _launch(self, fetch: Fetch) -> Fetch:
         content = fetch.wanted.content
         for part in fetch.parts:
             self._in_flight[content, part] = fetch
@@ -333,7 +203,7 @@ class Fetcher:
             self.on_cache_trouble(exc)
             return None
 
-    async def _until_landed(self, fetch: _Fetch, content: ContentId, parts: range) -> None:
+    async def _until_landed(self, fetch: Fetch, content: ContentId, parts: range) -> None:
         mine = [part for part in parts if part in fetch.parts]
         while any(self._in_flight.get((content, part)) is fetch for part in mine):
             await fetch.changed.wait()
@@ -349,13 +219,13 @@ class Fetcher:
         except trio.RunFinishedError:
             log.debug("the mover ended before this arrived")
 
-    def landed(self, arrival: _Arrival) -> None:
+    def landed(self, arrival: Arrival) -> None:
         """On a queue thread."""
         self._arrived.append(arrival)
         if arrival.parts != arrival.fetch.parts:  # else its end follows at once
             self._wake()
 
-    def ended(self, fetch: _Fetch, error: MountkitError | None) -> None:
+    def ended(self, fetch: Fetch, error: MountkitError | None) -> None:
         """On a queue thread."""
         self._finished.append((fetch, error))
         self._wake()
@@ -385,7 +255,7 @@ class Fetcher:
                 self.on_cache_trouble(exc)
         if arrived:
             self._on_landed(bool(rows) and committed)
-        touched: dict[_Fetch, None] = {}
+        touched: dict[Fetch, None] = {}
         for arrival in arrived:
             if arrival.refused or (arrival.rows and not committed):
                 self._memory.put(arrival.fetch.wanted.content, arrival.parts.start, arrival.data)
@@ -407,7 +277,7 @@ class Fetcher:
             self.idle.set()
             self.idle = trio.Event()
 
-    def _leave(self, fetch: _Fetch, parts: Iterable[int]) -> list[int]:
+    def _leave(self, fetch: Fetch, parts: Iterable[int]) -> list[int]:
         """These parts are no longer on their way by this fetch; those that still were."""
         content = fetch.wanted.content
         left = [part for part in parts if self._in_flight.get((content, part)) is fetch]

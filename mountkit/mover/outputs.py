@@ -21,7 +21,8 @@ from mountkit.catalog.tree import Catalog
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged
 from mountkit.ipc import Message, Progress
-from mountkit.mover.fetcher import Fetcher, Wanted
+from mountkit.mover.fetch import Wanted
+from mountkit.mover.fetcher import Fetcher
 from mountkit.mover.stager import TreeLister, stage
 from mountkit.mover.upload_jobs import in_directory
 from mountkit.mover.uploads import Uploads

@@ -20,7 +20,8 @@ from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
 from mountkit.mover.ahead import ListingAhead
-from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
+from mountkit.mover.fetch import Wanted, parts_of
+from mountkit.mover.fetcher import Fetcher
 from mountkit.mover.inquiry import inquire
 from mountkit.mover.outputs import Outputs
 from mountkit.mover.queue import FetchQueue, Priority

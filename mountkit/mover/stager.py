@@ -16,7 +16,8 @@ from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import Kind, StaleCookie
 from mountkit.errors import MountkitError, ObjectChanged
-from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
+from mountkit.mover.fetch import Wanted, parts_of
+from mountkit.mover.fetcher import Fetcher
 from mountkit.mover.multipart import part_bytes_for
 from mountkit.mover.queue import Priority
 from mountkit.staging.queue import Base, UploadJournal

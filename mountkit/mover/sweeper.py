@@ -23,7 +23,8 @@ from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import CatalogUnavailable, Kind, ObjectRow, StaleCookie
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing
-from mountkit.mover.fetcher import Fetcher, Wanted
+from mountkit.mover.fetch import Wanted
+from mountkit.mover.fetcher import Fetcher
 from mountkit.mover.in_order import InOrder
 from mountkit.mover.queue import SWEEP_THREADS, Priority
 from mountkit.mover.sweep import BEGIN_FILES, LargeFile, LargeFiles, Sweeps, Tree

@@ -20,7 +20,8 @@ from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import DirectoryEntry, Kind, ObjectRow, StaleCookie
 from mountkit.errors import MountkitError
 from mountkit.ipc import Progress
-from mountkit.mover.fetcher import Fetcher, Wanted
+from mountkit.mover.fetch import Wanted
+from mountkit.mover.fetcher import Fetcher
 from mountkit.mover.given_order import Window
 from mountkit.mover.queue import Priority
 from mountkit.mover.transfer_progress import TransferProgress

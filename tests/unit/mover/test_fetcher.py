@@ -13,7 +13,8 @@ from mountkit.cache.faults import CacheBroken, DiskFull, cache_broken, cache_ful
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectId, ObjectRow
 from mountkit.errors import BadAnswer, MountkitError, ObjectChanged, StoreUnavailable
-from mountkit.mover.fetcher import Fetcher, Wanted, parts_of
+from mountkit.mover.fetch import Wanted, parts_of
+from mountkit.mover.fetcher import Fetcher
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.store.api import ObjectInfo
 from tests.fakes.memory_store import content

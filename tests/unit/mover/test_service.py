@@ -21,7 +21,7 @@ from mountkit.catalog.values import ObjectRow
 from mountkit.config import MountSettings
 from mountkit.errors import ObjectChanged, UsageError
 from mountkit.ipc import Message
-from mountkit.mover.fetcher import Wanted
+from mountkit.mover.fetch import Wanted
 from mountkit.mover.service import Service
 from mountkit.sources import BucketURL
 from mountkit.store.retry import RetryingStore

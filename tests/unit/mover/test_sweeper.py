@@ -17,7 +17,7 @@ from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
 from mountkit.catalog.values import ObjectRow
 from mountkit.errors import AccessDenied
-from mountkit.mover.fetcher import Wanted
+from mountkit.mover.fetch import Wanted
 from mountkit.mover.queue import Priority
 from mountkit.mover.sweeper import Sweeper
 from tests.fakes.memory_store import content
