@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mountkit import ipc, mountinfo, mounts, places
+from mountkit import ipc, mountinfo, mounts, places, unmounting
 from mountkit.beneath import Beneath
 from mountkit.errors import HostError, MountError, MountkitError, UploadsLeft, UsageError
 from mountkit.mounts import MountInfo
@@ -205,7 +205,7 @@ def drain_for_unmount(directory: str, *, show: Show, timeout_s: float | None = N
     info = mounts.find(directory)
     if info is None or not info.details.get("writable") or info.directory != mountinfo.resolve(directory):
         return
-    mounts.refuse_if_used(info)
+    unmounting.refuse_if_used(info)
     limit_s = float(info.details["drain_timeout_s"]) if timeout_s is None else timeout_s
     try:
         drain(Place(info.details["state_directory"], info.directory, info.source, info), timeout_s=limit_s, show=show)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import trio
 
 from mountkit import notify
+from mountkit.config import store_environment
 
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", *notify.VARIABLES)
 
@@ -110,8 +112,17 @@ def hide() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def sealed_environment(passwd_credentials: tuple[str, str] | None) -> int:
+    """A sealed memfd with the store environment: nobody can change it, and it is in no one's argv or environment."""
+    fd = os.memfd_create("mountkit-secrets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, json.dumps(store_environment(passwd_credentials)).encode("utf-8", "surrogateescape"))
+    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
 def take_environment(secrets_fd: int | None) -> None:
-    """Puts the caller's store environment, as `mounts` hands it on in a sealed memfd, in the place of ours."""
+    """Puts the caller's store environment, which `sealed_environment` handed on, in the place of ours."""
     if secrets_fd is None:
         return
     with open(f"/proc/self/fd/{secrets_fd}", encoding="utf-8", errors="surrogateescape") as file:

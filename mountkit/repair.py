@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 
-from mountkit import mountinfo, mounts, places, remembered
+from mountkit import mountinfo, mounting, mounts, places, remembered, unmounting
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError
 from mountkit.mounts import MountInfo
@@ -40,7 +40,7 @@ def repair(directory: str = "") -> Iterator[tuple[bool, str]]:
 def _mended(info: MountInfo) -> tuple[bool, str]:
     settings = remembered.recall(info.directory)
     try:
-        mounts.unmount(info.directory)
+        unmounting.unmount(info.directory)
     except MountkitError as exc:
         return False, f"{info.directory} is {info.state} and cannot be taken away: {exc}"
     if settings is None:
@@ -59,7 +59,7 @@ def _mounted(settings: MountSettings, how: str) -> tuple[bool, str]:
             from mountkit.store.passwd import read_passwd_file
 
             credentials = read_passwd_file(path, settings.source.bucket)
-        mounts.mount(settings, passwd_credentials=credentials)
+        mounting.mount(settings, passwd_credentials=credentials)
     except MountkitError as exc:
         remembered.remember(settings, owed=True)
         return False, f"{settings.directory} {how}; it is not mounted again yet: {exc}" + (

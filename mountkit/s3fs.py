@@ -338,7 +338,7 @@ def _how(code: int | None) -> str:
 
 
 async def _main(channel_fd: int) -> int:
-    """One descriptor: a channel on which the start comes. See `mounts`."""
+    """One descriptor: a channel on which the start comes. See `mounting`."""
     channel = Channel.from_fd(channel_fd)
     try:
         start = await channel.receive()

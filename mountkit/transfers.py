@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from mountkit import errors, ipc, mounts, places, processes
+from mountkit import errors, ipc, places, processes
 from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, UsageError
 from mountkit.outputs import Show
@@ -40,7 +40,7 @@ def pull(target: str, settings: MountSettings, *, credentials: tuple[str, str] |
 def _transfer(
     body: dict[str, Any], settings: MountSettings, credentials: tuple[str, str] | None, fds: list[int], show: Show
 ) -> dict[str, Any]:
-    secrets_fd = mounts.sealed_environment(credentials)
+    secrets_fd = processes.sealed_environment(credentials)
     process, fd = processes.spawn(_MODULE)
     with socket.socket(fileno=fd) as channel:
         handed = [secrets_fd, *fds]

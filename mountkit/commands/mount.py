@@ -73,14 +73,14 @@ def _each(named: Iterable[Any], action: Callable[[Any], None]) -> None:
 
 def mount_one(source: str, directory: str, given: dict[str, Any], foreground: bool = False) -> None:
     """Mounts with options as they were given; says so where it is there already. Raises MountkitError."""
-    from mountkit import mounts
+    from mountkit import mounting
 
     settings = mount_settings(source, directory, **given)
     credentials = _passwd_credentials(given.get("passwd_file"), settings)
     try:
         if foreground:
-            mounts.mount_in_foreground(settings, passwd_credentials=credentials)
-        if not mounts.mount(settings, passwd_credentials=credentials):
+            mounting.mount_in_foreground(settings, passwd_credentials=credentials)
+        if not mounting.mount(settings, passwd_credentials=credentials):
             click.echo(f"{settings.source} is mounted at {settings.directory} already", err=True)
     except MountkitError as exc:
         prefix = f"cannot mount `{settings.source}` at `{settings.directory}`: "
@@ -122,11 +122,11 @@ def unmount(directory: str | None, force: bool, every: bool) -> None:
 
 
 def _unmount_one(directory: str, force: bool) -> None:
-    from mountkit import mounts, outputs, report
+    from mountkit import outputs, report, unmounting
 
     if not force:
         outputs.drain_for_unmount(directory, show=report.show_drain)
-    mounts.unmount(directory, force=force)
+    unmounting.unmount(directory, force=force)
 
 
 @click.command()

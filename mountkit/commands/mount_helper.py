@@ -81,7 +81,7 @@ def _mount(flags: set[str], values: dict[str, str], places: list[str]) -> None:
 
 def _unmount(flags: set[str], places: list[str]) -> None:
     """Ends the mount and its processes, uploads first. With -l it is out of sight at once and ends by itself."""
-    from mountkit import mountinfo, mounts
+    from mountkit import mountinfo, unmounting
 
     if len(places) != 1:
         raise UsageError("say what to unmount", "umount /mnt/bucket")
@@ -90,7 +90,7 @@ def _unmount(flags: set[str], places: list[str]) -> None:
         _plain_umount(directory, "-l")
         return
     try:
-        mounts.unmount(directory, force="-f" in flags)
+        unmounting.unmount(directory, force="-f" in flags)
     except MountBusy as exc:
         raise MountBusy(exc.sentence, "end what works in it; `umount -l` takes it out of sight at once") from None
     if any(point.directory == directory for point in mountinfo.ours()):

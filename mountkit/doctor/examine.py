@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mountkit import ipc, mountinfo, mounts, processes, project
+from mountkit import ipc, mountinfo, mounting, mounts, processes, project
 from mountkit.config import MountSettings, mount_settings
 from mountkit.doctor import host
 from mountkit.doctor.line import Line, Section
@@ -106,7 +106,7 @@ def _mount(info: MountInfo) -> Iterator[Line]:
 def _point(directory: str) -> Line:
     section = Section(f"mount point {directory}")
     try:
-        mounts.check_mount_point(directory)
+        mounting.check_mount_point(directory)
     except MountkitError as exc:
         return section.fault("directory", exc)
     return section.fine("directory", "is there and empty")
@@ -130,7 +130,7 @@ def _source(examined: Subject) -> Iterator[Line]:
     try:
         with socket.socket(fileno=fd) as channel:
             channel.settimeout(_STEP_S)
-            sealed = mounts.sealed_environment(credentials)
+            sealed = processes.sealed_environment(credentials)
             try:
                 body = {
                     "settings": settings.to_json(),

@@ -33,7 +33,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Mounts:
-    """The Mounter of real life: `mountkit.mounts`."""
+    """The Mounter of real life: `mountkit.mounting` and `unmounting`."""
 
     def key(self, source: str, options: Options) -> str:
         import hashlib
@@ -43,7 +43,7 @@ class Mounts:
         return hashlib.blake2b(words.encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
 
     def mount(self, source: str, directory: str, options: Options) -> None:
-        from mountkit import mounts
+        from mountkit import mounting
 
         settings = self._settings(source, directory, options)
         credentials = None
@@ -51,12 +51,12 @@ class Mounts:
             from mountkit.store.passwd import read_passwd_file
 
             credentials = read_passwd_file(str(passwd_file), settings.source.bucket)
-        mounts.mount(settings, passwd_credentials=credentials)
+        mounting.mount(settings, passwd_credentials=credentials)
 
     def unmount(self, directory: str, *, force: bool = False) -> None:
-        from mountkit import mounts
+        from mountkit import unmounting
 
-        mounts.unmount(directory, force=force)
+        unmounting.unmount(directory, force=force)
 
     def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
         from mountkit import outputs, report
