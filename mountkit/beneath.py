@@ -6,7 +6,9 @@ openat2 with RESOLVE_BENEATH would do the same in one call, on kernels and in sa
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 from collections.abc import Iterator
 
 from mountkit.errors import HostError, UsageError
@@ -41,38 +43,30 @@ class Beneath:
         Raises UsageError for a path that would lead out, HostError where something stands in the way.
         """
         *directories, name = _names(path)
-        fd = os.dup(self._fd)
+        with self._naming(path):
+            fd = self._descended(directories, make=True)
         try:
-            for each in directories:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(each, dir_fd=fd)
-                inner = os.open(each, _DIRECTORY, dir_fd=fd)
-                os.close(fd)
-                fd = inner
             yield fd, name
-        except OSError as exc:
-            raise HostError(
-                f"cannot write {_shown(path)} below {self.path}: {os.strerror(exc.errno or 0)}",
-                "a file or a symlink may stand where a directory has to be",
-            ) from exc
         finally:
             os.close(fd)
 
     def directory(self, path: bytes) -> None:
         """Makes a directory, its parents too."""
-        with self.parent(path) as (fd, name), contextlib.suppress(FileExistsError):
+        with self.parent(path) as (fd, name), self._naming(path), contextlib.suppress(FileExistsError):
             os.mkdir(name, dir_fd=fd)
 
     @contextlib.contextmanager
     def replaced(self, path: bytes) -> Iterator[int]:
         """A descriptor to write the new file `path` by: it appears under its name, whole, when the block ends well."""
         with self.parent(path) as (fd, name):
-            temporary = b".%s.mountkit-%d" % (name[:200], os.getpid())
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            new = os.open(temporary, flags, 0o666, dir_fd=fd)
+            temporary = b".%s.mountkit-%s" % (name[:200], secrets.token_hex(8).encode())  # others may begin as it does
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with self._naming(path):
+                new = os.open(temporary, flags, 0o666, dir_fd=fd)
             try:
                 yield new
-                os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
+                with self._naming(path):
+                    os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=fd)
@@ -83,17 +77,50 @@ class Beneath:
     def stat(self, path: bytes) -> os.stat_result | None:
         """Of the file itself; None if there is none."""
         *directories, name = _names(path)
-        fd = os.dup(self._fd)
         try:
-            for each in directories:
-                inner = os.open(each, _DIRECTORY, dir_fd=fd)
-                os.close(fd)
-                fd = inner
+            fd = self._descended(directories, make=False)
+        except OSError:
+            return None
+        try:
             return os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError:
             return None
         finally:
             os.close(fd)
+
+    def _descended(self, directories: list[bytes], *, make: bool) -> int:
+        """A descriptor of the directory at the end of these. Raises OSError."""
+        fd = os.dup(self._fd)
+        try:
+            for each in directories:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(each, dir_fd=fd)
+                inner = os.open(each, _DIRECTORY, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @contextlib.contextmanager
+    def _naming(self, path: bytes) -> Iterator[None]:
+        """What the disk says to making `path`, as a HostError; its bytes are for whoever writes them to name."""
+        try:
+            yield
+        except OSError as exc:
+            hints = {
+                errno.ENOSPC: "make room on that disk",
+                errno.EDQUOT: "make room on that disk",
+                errno.EACCES: "choose a directory you may write to",
+                errno.EROFS: "choose a directory you may write to",
+                errno.ENAMETOOLONG: "the key has a part that is too long for a name of that disk",
+            }
+            raise HostError(
+                f"cannot write {_shown(path)} below {self.path}: {os.strerror(exc.errno or 0)}",
+                hints.get(exc.errno or 0, "a file, a directory or a symlink may stand where another is to be"),
+            ) from exc
 
 
 def _names(path: bytes) -> list[bytes]:

@@ -273,5 +273,8 @@ def _export_one(place: Place, output: Output, root: Beneath) -> int:
             status = os.fstat(staged.fileno())
             os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
     except OSError as exc:
-        raise HostError(f"cannot copy {os.fsdecode(output.path)} out: {os.strerror(exc.errno or 0)}") from exc
+        raise HostError(
+            f"cannot copy {os.fsdecode(output.path)} out: {os.strerror(exc.errno or 0)}",
+            f"make room below the target; the staged bytes stay at {path}",
+        ) from exc
     return count
