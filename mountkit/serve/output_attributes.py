@@ -70,6 +70,8 @@ class AttributeChanges:
             raise FileSystemError(errno.EPERM)
 
     def _truncate(self, node: Node, size: int) -> None:
+        if node.kind == NodeKind.OBJECT:  # see `OpenFiles.open`
+            raise FileSystemError(errno.ESTALE)
         if node.kind != NodeKind.FILE or node.file is None:
             raise FileSystemError(errno.EISDIR if node.kind == NodeKind.DIRECTORY else errno.EINVAL)
         os.ftruncate(self._staging.descriptor(node.file), size)

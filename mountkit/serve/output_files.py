@@ -37,6 +37,8 @@ class OpenFiles:
             self._objects.stage(place, truncate=truncate)
             self._objects.replace(place, truncate=truncate)
             raise Done(errno.ESTALE)
+        if node.kind == NodeKind.OBJECT:  # its bytes made room: the kernel still knows the staged file's inode
+            raise FileSystemError(errno.ESTALE)
         if node.kind != NodeKind.FILE:
             raise FileSystemError(errno.EISDIR if node.kind == NodeKind.DIRECTORY else errno.ELOOP)
         return self._open_node(node, flags)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
-from tests.unit.serve.outputs import ME, NOTHING, Outputs, W
+from tests.unit.serve.outputs import ME, NOTHING, Outputs, W, refused
 
 
 def test_a_log_is_sent_while_it_is_open_and_a_checkpoint_is_not(out: Outputs) -> None:
@@ -28,3 +29,17 @@ def test_a_clean_file_makes_room_and_keeps_its_dates(directory_fd: int) -> None:
     assert out.staging.numbers() == []
     place = out.fs.names.lookup(1, b"a")
     assert out.fs.names.shown_at(place)[0].mtime_ns == 10**18
+
+
+def test_a_file_that_made_room_is_looked_up_anew_by_who_still_knows_its_inode(directory_fd: int) -> None:
+    """The kernel keeps a name for the TTL: an open or a truncation may come without a lookup."""
+    out = Outputs(directory_fd, staging_size_bytes=64 << 10)
+    out.holds()
+    inode = out.write("a", bytes(60_000))
+    out.finish('"a"')
+    out.holds("a")
+    out.upkeep.look()
+    assert out.staging.numbers() == []
+    refused(errno.ESTALE, out, out.fs.files.open, inode, os.O_RDONLY)
+    refused(errno.ESTALE, out, out.fs.files.open, inode, W)
+    refused(errno.ESTALE, out, out.fs.attributes.set_attributes, inode, NOTHING._replace(size=5), 0)
