@@ -33,7 +33,7 @@ class OutputFileSystem:
     ) -> None:
         self.overlay = Overlay(journal, staging, bucket, view, mover, show, settings)
         self.names, self.listing = self.overlay.names, self.overlay.listing
-        objects = StagedObjects(self.overlay, view)
+        objects = StagedObjects(self.overlay, bucket.names)
         self.files = OpenFiles(self.overlay, objects)
         self.entries = Entries(self.overlay, self.files)
         self.renames = Renames(self.overlay, self.entries)

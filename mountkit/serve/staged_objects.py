@@ -11,7 +11,7 @@ import os
 
 from mountkit import names
 from mountkit.catalog.values import SEALED_BIT, ObjectRow
-from mountkit.catalog.view import CatalogView
+from mountkit.serve.input_names import InputNames
 from mountkit.serve.output_names import Place
 from mountkit.serve.overlay import STAGE_S, Overlay
 from mountkit.serve.values import FileSystemError
@@ -21,8 +21,8 @@ from mountkit.staging.tree import ROOT_NODE, Node, NodeKind
 class StagedObjects:
     """All methods belong to one trio thread; `replace` into a transaction."""
 
-    def __init__(self, overlay: Overlay, view: CatalogView) -> None:
-        self._overlay, self._view = overlay, view
+    def __init__(self, overlay: Overlay, bucket: InputNames) -> None:
+        self._overlay, self._bucket = overlay, bucket
         self._journal, self._tree, self._staging = overlay.journal, overlay.tree, overlay.staging
         self._publisher, self._names = overlay.publisher, overlay.names
         self._staged: dict[int, int] = {}
@@ -34,14 +34,10 @@ class StagedObjects:
         node = self._tree.of_object(ident)
         if node is not None:
             entry = self._tree.entry_of(node.id)
-            row = self._view.object(ident)
-            if entry is None or row is None:
+            if entry is None:
                 raise FileSystemError(errno.ESTALE)
-            return Place(entry.parent, entry.name, entry, node, row, 0.0)
-        row = self._view.object(ident)
-        if row is None:
-            raise FileSystemError(errno.ESTALE)
-        relative = row.key[len(self._view.prefix) :]
+            return Place(entry.parent, entry.name, entry, node, self._bucket.file(ident).row, 0.0)
+        relative = self._bucket.file(ident).row.key[len(self._names.underlay.prefix) :]
         if names.classify(relative) is not names.KeyKind.PATH:
             raise FileSystemError(errno.EPERM)
         directory = self._overlay.fresh(ROOT_NODE)

@@ -13,7 +13,7 @@ from mountkit.catalog.values import SEALED_BIT, CatalogUnavailable, Kind, Known,
 from mountkit.catalog.view import CatalogView
 from mountkit.serve.asking import Asking, MustAsk
 from mountkit.serve.input_names import InputNames
-from mountkit.serve.values import FileSystemError, Presentation
+from mountkit.serve.values import ROOT, FileSystemError, NotNow, Presentation
 from mountkit.staging.tree import ROOT_NODE, Node, Tree
 
 
@@ -22,25 +22,23 @@ class Underlay:
 
     def __init__(self, tree: Tree, bucket: InputNames, view: CatalogView, show: Presentation, asking: Asking) -> None:
         self._tree, self._bucket, self._view, self._show, self._asking = tree, bucket, view, show, asking
-        self._catalog_ids: dict[int, int] = {}
-        self._generation = 0
-
-    @property
-    def prefix(self) -> bytes:
+        self.prefix = view.prefix
         """What all keys of the mount begin with."""
-        return self._view.prefix
+        self._catalog_ids: dict[int, int] = {}
+        self._root = 0
 
     def consults(self, directory: Node) -> bool:
         """Whether the bucket may have names in a directory that the overlay does not know."""
         return directory.made_at is None or time.time() - directory.made_at >= self._show.ttl_s
 
     def catalog_id(self, directory: Node) -> int | None:
-        """The catalog's number of a directory; None where the bucket has no such directory. Raises MustAsk."""
+        """The catalog's number of a directory; None where the bucket has no such directory. Raises MustAsk, NotNow."""
+        root = self._bucket.directory_id(ROOT)
         if directory.id == ROOT_NODE:
-            return self._view.root
-        if self._view.generation != self._generation:
+            return root
+        if root != self._root:  # a catalog that was begun anew has other numbers for all
             self._catalog_ids.clear()
-            self._generation = self._view.generation
+            self._root = root
         found = self._catalog_ids.get(directory.id)
         if found is not None:
             return found
@@ -72,7 +70,7 @@ class Underlay:
         try:
             above = self.catalog_id(directory)
             return None if above is None else self._view.lookup(above, name)
-        except (CatalogUnavailable, MustAsk):
+        except (CatalogUnavailable, NotNow, MustAsk):
             return None
 
     def known(self, directory: Node, name: bytes, *, or_nothing: bool = False) -> tuple[Known | None, float]:

@@ -140,3 +140,10 @@ def refused(number: int, out: Outputs, operation: Callable[..., object], *argume
     with pytest.raises(FileSystemError) as caught:
         out.do(operation, *arguments)
     assert errno.errorcode[caught.value.errno] == errno.errorcode[number]
+
+
+def lose_catalog(out: Outputs) -> None:
+    """The catalog is away, as between two of them."""
+    for name in os.listdir(out.fd):
+        if name.startswith("catalog.db"):
+            os.unlink(name, dir_fd=out.fd)

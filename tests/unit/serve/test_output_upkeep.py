@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from tests.unit.serve.outputs import ME, NOTHING, Outputs, W, refused
+from tests.unit.mover.harness import in_trio
+from tests.unit.serve.outputs import ME, NOTHING, Outputs, W, lose_catalog, refused
 
 
 def test_a_log_is_sent_while_it_is_open_and_a_checkpoint_is_not(out: Outputs) -> None:
@@ -43,3 +44,16 @@ def test_a_file_that_made_room_is_looked_up_anew_by_who_still_knows_its_inode(di
     refused(errno.ESTALE, out, out.fs.files.open, inode, os.O_RDONLY)
     refused(errno.ESTALE, out, out.fs.files.open, inode, W)
     refused(errno.ESTALE, out, out.fs.attributes.set_attributes, inode, NOTHING._replace(size=5), 0)
+
+
+@in_trio
+async def test_a_catalog_that_cannot_be_read_leaves_thinned_directories_for_later(out: Outputs) -> None:
+    inode = out.mkdir("d")
+    out.finish()
+    out.write("f", b"x", inode)
+    out.do(out.fs.entries.unlink, inode, b"f")
+    out.journal.db.execute("UPDATE node SET made_at = NULL, in_bucket = 0 WHERE thinned = 1")
+    out.journal.tree.undone()
+    lose_catalog(out)
+    await out.upkeep.mark_empty_directories()
+    assert out.journal.db.execute("SELECT count(*) FROM node WHERE thinned = 1").fetchone() == (1,)
