@@ -117,7 +117,7 @@ def _look(path: str, used_by: list[str]) -> State:
             str(said.get("source", "")),
             str(said.get("identity", "")),
             driver,
-            _disk_usage(path),
+            disk_usage(path),
             0 if driver == "s3fs" else _objects(root),
             last_used,
             tuple(sorted(used_by)),
@@ -125,7 +125,8 @@ def _look(path: str, used_by: list[str]) -> State:
         )
 
 
-def _disk_usage(path: str) -> int:
+def disk_usage(path: str) -> int:
+    """What everything below `path` takes on the disk; 0 for what is not there."""
     total = 0
     for where, _, names in os.walk(path):
         for name in names:

@@ -50,9 +50,10 @@ def _subject(word: str, options: Mapping[str, Any]) -> tuple[Subject, Mapping[st
         mounted = info or mounts.find(named.directory)
         return Subject(settings, mounted, mounted is None, str(known.get("passwd_file") or "")), known
     if info is not None:
-        given = {"cache": info.details.get("cache_directory"), "endpoint": info.details.get("endpoint") or None}
-        settings = mount_settings(info.source, info.directory, **{**given, **options})
-        return Subject(settings, info, False, passwd), options
+        details = info.details
+        given = {"cache": details.get("cache_directory"), "endpoint": details.get("endpoint") or None}
+        known = {**given, "writable": details.get("writable"), **options}
+        return Subject(mount_settings(info.source, info.directory, **known), info, False, passwd), known
     if word.startswith(("/", "./", "../")) or word in (".", ".."):
         raise UsageError(
             f"{word} is not in a mount of mountkit, and no mount of mountkit.yaml lies there",

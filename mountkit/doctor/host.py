@@ -1,4 +1,4 @@
-"""The host: does this machine have what a mount, a cache and a container need? Looks only; changes nothing."""
+"""The host: does this machine have what a mount and a container need? Looks only; changes nothing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 import os
 import re
 import resource
-import shutil
 import subprocess
 from collections.abc import Iterator
 
 from mountkit import drivers, mountinfo, mounts, places
 from mountkit.config import MountSettings
+from mountkit.doctor import disk
 from mountkit.doctor.line import Line, Section
-from mountkit.errors import EngineError, HostError, MountkitError
+from mountkit.errors import EngineError, HostError
 from mountkit.report import size
 from mountkit.serve import session
 
@@ -21,13 +21,12 @@ _HOST = Section("host")
 _PASSTHROUGH = (6, 9)
 _FEW_FILES = 4096
 _SMALL_SHM_BYTES = 1 << 30
-_SLOW_DISKS = {"nfs", "nfs4", "cifs", "9p", "fuse.sshfs"}
 _TIME_ERROR = 5
 _UPDATEDB = "/etc/updatedb.conf"
 
 
 def check(settings: MountSettings | None, driver: str = drivers.AUTO) -> Iterator[Line]:
-    """Every line about this machine; those about the cache need settings."""
+    """Every line about this machine; those about the disk of cache and staging need settings."""
     yield kernel(os.uname().release)
     yield device()
     yield _driver(driver)
@@ -40,7 +39,7 @@ def check(settings: MountSettings | None, driver: str = drivers.AUTO) -> Iterato
     yield from updatedb()
     yield from old_mounts()
     if settings is not None:
-        yield from cache(settings)
+        yield from disk.check(settings)
 
 
 def kernel(release: str) -> Line:
@@ -174,31 +173,3 @@ def old_mounts() -> Iterator[Line]:
     for info in mounts.list_all():
         if info.state in ("dead", "unwatched"):
             yield _HOST.note("mounts", f"{info.directory} is {info.state}", "`mountkit status --repair`")
-
-
-def cache(settings: MountSettings) -> Iterator[Line]:
-    """Is the cache directory ours to use, on a disk that suits, with room?"""
-    directory = settings.cache_directory
-    try:
-        places.check_cache(directory)
-    except MountkitError as exc:
-        yield _HOST.fault("cache", exc)
-        return
-    existing = directory
-    while not os.path.isdir(existing):
-        existing = os.path.dirname(existing)
-    disk = shutil.disk_usage(existing)
-    room = disk.free - int(disk.total * settings.cache_free_share)
-    words = f"{directory}: {size(disk.free)} of {size(disk.total)} are free"
-    if room < settings.cache_size_bytes:
-        yield _HOST.note(
-            "cache",
-            f"{words}, so it holds {size(max(0, room))} and not {size(settings.cache_size_bytes)}",
-            "nothing fails; what does not fit is fetched each time: name another disk with --cache",
-        )
-    else:
-        yield _HOST.fine("cache", f"{words}, {size(settings.cache_size_bytes)} may be used")
-    point = mountinfo.covering(mountinfo.resolve(existing), mountinfo.mount_points())
-    if point is not None and (point.fstype in _SLOW_DISKS or point.fstype in ("tmpfs", "ramfs")):
-        why = "it takes memory" if point.fstype in ("tmpfs", "ramfs") else "it is a network disk"
-        yield _HOST.note("cache disk", f"{point.directory} is {point.fstype}: {why}", "name a local disk with --cache")

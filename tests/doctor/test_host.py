@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from pathlib import Path
 
 import pytest
 
-from mountkit.config import mount_settings
 from mountkit.doctor import host
 from mountkit.doctor.line import Line, Section, Verdict, as_text
 from mountkit.errors import HostError
@@ -52,28 +50,6 @@ def test_updatedb_must_pass_our_mounts_over(tmp_path: Path, text: str | None, ve
     if text is not None:
         path.write_text(text)
     assert [line.verdict for line in host.updatedb(str(path))] == verdicts
-
-
-def test_a_cache_that_cannot_be_used_is_a_fault_and_nothing_is_made(tmp_path: Path) -> None:
-    settings = mount_settings("data", "/m", cache=str(tmp_path / "new/cache"), cache_size="1kb")
-    assert next(line.verdict for line in host.cache(settings)) is Verdict.FINE
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "file").touch()
-    beyond = mount_settings("data", "/m", cache=str(tmp_path / "file/cache"))
-    assert [line.verdict for line in host.cache(beyond)] == [Verdict.FAULT]
-    own = tmp_path / f"mountkit-{os.getuid()}"
-    own.mkdir()
-    own.chmod(0o777)
-    shared = mount_settings("data", "/m", cache=str(tmp_path))
-    (line,) = host.cache(shared)
-    assert "may be written by others" in line.text
-
-
-def test_a_cache_larger_than_its_disk_is_a_note_that_says_what_fits(tmp_path: Path) -> None:
-    settings = mount_settings("data", "/m", cache=str(tmp_path), cache_size="900PB")
-    line = next(iter(host.cache(settings)))
-    assert line.verdict is Verdict.NOTE
-    assert "and not 900000.0 TB" in line.text
 
 
 def test_a_line_survives_json_and_wraps_its_way_out() -> None:
