@@ -21,6 +21,12 @@ _FIRST_FD = 3
 _PATIENCE_S = 5.0
 
 
+def unit_words(environment: Mapping[str, str]) -> dict[str, str]:
+    """What `status` says of the unit a process runs in; empty words outside of one."""
+    unit = environment.get("MOUNTKIT_UNIT", "")
+    return {"unit": unit, "unit_manager": environment.get("MOUNTKIT_MANAGER", "system") if unit else ""}
+
+
 @dataclass(frozen=True, slots=True)
 class Manager:
     """The systemd that started this process as a unit of type `notify`."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from mountkit import __version__, about, errors, ipc, logs, mountinfo, places, processes
+from mountkit import __version__, about, errors, ipc, logs, mountinfo, notify, places, processes
 from mountkit.config import MountSettings
 from mountkit.errors import MountError, MountkitError, UsageError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
@@ -167,7 +167,7 @@ class Watcher:
                 if self._process.poll() is not None:
                     raise MountError(
                         f"s3fs ended with exit code {self._process.returncode} before it had mounted",
-                        f"its words are in {os.path.join(self._cache, logs.FILE_NAME)}",
+                        f"its words are in {logs.place(os.path.join(self._cache, logs.FILE_NAME))}",
                     )
                 await trio.sleep(0.02)
         raise MountError(f"s3fs did not mount {self.settings.directory} within {_MOUNTED_S:g} s")
@@ -302,7 +302,8 @@ class Watcher:
             "mover_pid": None,
             "cache_directory": settings.cache_directory,
             "state_directory": self._cache,
-            "log": os.path.join(self._cache, logs.FILE_NAME),
+            "log": logs.place(os.path.join(self._cache, logs.FILE_NAME)),
+            **notify.unit_words(os.environ),
             "device": self.device,
             "since": self._since,
             "endpoint": settings.source.endpoint,

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from mountkit import __version__, ipc, logs, processes
+from mountkit import __version__, ipc, logs, notify, processes
 from mountkit.config import MountSettings
 from mountkit.errors import MountError
 from mountkit.ipc import Channel, ChannelClosed, Message, Progress
@@ -150,8 +150,7 @@ class Control:
             "cache_directory": self.settings.cache_directory,
             "state_directory": self._directory.path,
             "log": logs.place(self._directory.log_path),
-            "unit": os.environ.get("MOUNTKIT_UNIT", ""),
-            "unit_manager": os.environ.get("MOUNTKIT_MANAGER", "system") if os.environ.get("MOUNTKIT_UNIT") else "",
+            **notify.unit_words(os.environ),
             "device": self.mounted.device,
             "since": self._since,
             "endpoint": self.settings.source.endpoint,
