@@ -116,7 +116,7 @@ def test_the_job_tells_a_restart_from_a_stop(manager: Manager, listed: str, job:
 
 
 def test_descriptors_meant_for_another_process_are_left_alone() -> None:
-    environment = {"LISTEN_PID": "1", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "HOME": "/"}
+    environment = {"LISTEN_PID": f"{os.getpid() + 1}", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "HOME": "/"}
     assert notify.take(environment) == {}
     assert environment == {"HOME": "/"}, "nor do our children take them for theirs"
 
