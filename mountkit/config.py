@@ -246,11 +246,19 @@ def option_values(texts: Mapping[str, str | bool | None]) -> dict[str, Any]:
 
 def _value(option: Option, text: str | bool) -> Any:
     if option.parse is None:
-        return bool(text) if isinstance(text, bool) else text.lower() in ("", "1", "true", "yes", "on")
+        return text if isinstance(text, bool) else _truth(option, text)
     try:
         return option.parse(str(text))
     except UsageError as exc:
         raise UsageError(f"--{option.name}: {exc.sentence}", exc.hint) from None
+
+
+def _truth(option: Option, text: str) -> bool:
+    if text.lower() in ("", "1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise UsageError(f"{option.name} is a switch, and `{text}` is neither true nor false", "name it without a value")
 
 
 def _unknown(name: str) -> UsageError:
@@ -277,9 +285,10 @@ def parse_mount_options(text: str) -> dict[str, str | bool | None]:
 def mount_settings(source: str, directory: str, **flags: str | bool | None) -> MountSettings:
     """The settings of mounting `source` at `directory` with the flags a user gave as text. Raises UsageError."""
     values = option_values(flags)
-    url = parse_source(source).with_settings(
+    said = parse_source(source)
+    url = said.with_settings(
         region=values["region"],
-        endpoint=values["endpoint"] or _environment_endpoint(),
+        endpoint=values["endpoint"] or ("" if said.endpoint else _environment_endpoint()),
         profile=values["profile"],
         anonymous=values["anonymous"],
         requester_pays=values["requester_pays"],

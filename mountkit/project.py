@@ -11,6 +11,7 @@ An entry is read when it is asked for: a variable that one run wants does not ke
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -181,7 +182,7 @@ def required() -> Project:
     if found is None:
         raise UsageError(
             f"there is no {FILE_NAME} here, above here, in ~/.config/mountkit or in /etc/mountkit",
-            "docs/configuration.md shows one",
+            "`mountkit config init` writes one",
         )
     return found
 
@@ -190,6 +191,17 @@ def find_mount(word: str) -> NamedMount | None:
     """The mount that `word` names in the project that holds here, if both exist. Raises UsageError."""
     project = find() if _NAME.fullmatch(word) else None
     return project.mount(word) if project and word in project.mounts.entries else None
+
+
+def readable_mounts() -> list[NamedMount]:
+    """The mounts of the project that holds here, without those whose entries are wrong or lack a variable."""
+    found: list[NamedMount] = []
+    with contextlib.suppress(UsageError):
+        if (project := find()) is not None:
+            for name in project.mounts.entries:
+                with contextlib.suppress(UsageError):
+                    found.append(project.mount(name))
+    return found
 
 
 def find_run(word: str) -> RunDefaults | None:

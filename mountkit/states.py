@@ -57,6 +57,11 @@ class State:
     def name(self) -> str:
         return os.path.basename(self.path)
 
+    @property
+    def title(self) -> str:
+        """What people may call it."""
+        return self.source or f"unknown source ({self.name[:8]})"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

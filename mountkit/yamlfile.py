@@ -116,7 +116,8 @@ def load(path: str, surroundings: Mapping[str, str], *, trusted: bool = False) -
             status = os.fstat(file.fileno())
             content = file.read(_MOST_BYTES + 1)
     except OSError as exc:
-        raise UsageError(f"cannot read {path}: {os.strerror(exc.errno or 0)}", "check its owner and mode") from exc
+        hint = "check the path" if isinstance(exc, FileNotFoundError) else "check its owner and mode"
+        raise UsageError(f"cannot read {path}: {os.strerror(exc.errno or 0)}", hint) from exc
     if not trusted:
         _refuse_foreign(path, status)
     if len(content) > _MOST_BYTES:

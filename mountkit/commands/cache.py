@@ -23,11 +23,17 @@ def cache() -> None:
 
 
 def _states(directory: str | None, which: tuple[str, ...] = ()) -> list[State]:
-    from mountkit import states
+    """Those below `directory`, or where mounts by hand and those of mountkit.yaml keep theirs; of them, `which`."""
+    from mountkit import project, states
     from mountkit.config import mount_settings
 
-    found = states.find([mount_settings("bucket", "/", cache=directory).cache_directory])
-    return states.chosen(found, which) if which else found
+    named = project.readable_mounts()
+    places = {mount_settings("bucket", "/", cache=directory).cache_directory}
+    if directory is None:
+        places |= {str(one.options["cache"]) for one in named if "cache" in one.options}
+    sources = {one.name: one.source for one in named}
+    found = states.find(places)
+    return states.chosen(found, [sources.get(word, word) for word in which]) if which else found
 
 
 @cache.command("list")
@@ -51,7 +57,8 @@ def list_(directory: str | None, as_json: bool) -> None:
 def _lines(state: State) -> Iterator[str]:
     from mountkit.report import size
 
-    yield f"{state.source or 'unknown source'} ({state.name[:8]}{', s3fs' if state.driver == 's3fs' else ''})"
+    source = state.source or "unknown source"
+    yield f"{source} ({state.name[:8]}{', s3fs' if state.driver == 's3fs' else ''})"
     objects = "" if state.driver == "s3fs" else f" in {state.objects:,} objects"
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.last_used)) if state.last_used else "nobody knows when"
     yield f"  {size(state.size_bytes)}{objects}, last used {when}{f', as {state.identity}' if state.identity else ''}"
@@ -76,21 +83,21 @@ def verify(which: tuple[str, ...], directory: str | None) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     for state in _states(directory, which):
         if state.driver == "s3fs":
-            click.echo(f"{state.source}: s3fs keeps no checksums")
+            click.echo(f"{state.title}: s3fs keeps no checksums")
             continue
         with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-            bar = progress.add_task(state.source, total=state.size_bytes)
+            bar = progress.add_task(state.title, total=state.size_bytes)
             found = states.verify(state, lambda count: progress.advance(bar, count))  # noqa: B023
         words = f"{found.objects:,} objects, {size(found.checked_bytes)}"
         unknown = f"; {found.unknown:,} belong to nothing that is known and are never read" if found.unknown else ""
         if found.bad:
             bad += len(found.bad)
             mended = "they were fetched again" if state.used_by else "they are fetched again when they are read"
-            click.echo(f"{state.source}: {words}, {len(found.bad)} of them not what was written: {mended}{unknown}")
+            click.echo(f"{state.title}: {words}, {len(found.bad)} of them not what was written: {mended}{unknown}")
             for key in found.bad:
                 click.echo(f"  {key}")
         else:
-            click.echo(f"{state.source}: {words}, all as they were written{unknown}")
+            click.echo(f"{state.title}: {words}, all as they were written{unknown}")
     if bad:
         sys.exit(1)
 
@@ -110,10 +117,10 @@ def clear(which: tuple[str, ...], directory: str | None, every: bool, in_use: bo
         raise UsageError("say either what to clear or --all", "`mountkit cache list` shows what there is")
     for state in _states(directory, which):
         if every and state.used_by and not in_use:
-            click.echo(f"{state.source}: left, it is mounted at {', '.join(state.used_by)}")
+            click.echo(f"{state.title}: left, it is mounted at {', '.join(state.used_by)}")
             continue
         freed = states.clear(state, in_use=in_use)
-        click.echo(f"{state.source or state.path}: {size(freed)} deleted")
+        click.echo(f"{state.title}: {size(freed)} deleted")
 
 
 @cache.command()
@@ -130,4 +137,4 @@ def limit(size: str, which: tuple[str, ...], directory: str | None) -> None:
         if state.driver == "s3fs" and not which:
             continue
         freed = states.limit(state, most)
-        click.echo(f"{state.source or state.path}: {report.size(freed)} deleted")
+        click.echo(f"{state.title}: {report.size(freed)} deleted")

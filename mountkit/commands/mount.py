@@ -49,8 +49,14 @@ def mount(
         return
     from mountkit import project
 
-    if not every and (source is None or not project.find_file()):
-        raise missing("DIRECTORY" if source else "SOURCE")
+    if not every and source is None:
+        raise missing("SOURCE")
+    if not every and not project.find_file():
+        raise UsageError(
+            "missing argument 'DIRECTORY'",
+            f"`mountkit mount {source} DIRECTORY`; without one, `{source}` is a mount of mountkit.yaml, and there is "
+            "none here (see `mountkit mount --help`)",
+        )
     if every and foreground:
         raise UsageError("one process cannot be the keeper of every mount", "leave out --foreground or --all")
     named = project.chosen_mounts(source, every=every)

@@ -112,6 +112,28 @@ def test_clear_refuses_what_is_in_use_unless_it_is_said(bucket: Bucket, mountkit
     assert cache(mountkit, "clear").code == 2
 
 
+def test_a_mount_of_mountkit_yaml_is_meant_by_its_name_wherever_it_caches(
+    bucket: Bucket, mountkit: CommandLine, root: Path
+) -> None:
+    mountkit.unmount(root)
+    mount = f"{{source: '{bucket.source}', directory: ./m, cache: '{mountkit.cache}'}}"
+    broken = "{source: 'data/${NOBODY_SETS_THIS}', directory: ./n}"
+    (mountkit.base / "mountkit.yaml").write_text(f"mounts:\n  train: {mount}\n  other: {broken}\n")
+    environment = {**mountkit.environment, "MOUNTKIT_CONFIG": str(mountkit.base / "mountkit.yaml")}
+    for words in (("list",), ("verify", "train"), ("limit", "5MB", "train"), ("clear", "train")):
+        done = mountkit.run("cache", *words, environment=environment)
+        assert done.code == 0, done.err
+        assert f"s3://data/{bucket.prefix[:-1]}" in done.out
+    assert listed(mountkit) == []
+
+
+def test_a_state_that_does_not_say_whose_it_is_has_a_name_nevertheless(mountkit: CommandLine, root: Path) -> None:
+    mountkit.unmount(root)
+    state = Path(listed(mountkit)[0]["path"])
+    (state / "about.json").unlink()
+    assert cache(mountkit, "verify").out.startswith(f"unknown source ({state.name[:8]}): ")
+
+
 def test_a_state_with_files_that_are_not_uploaded_is_not_cleared(mountkit: CommandLine, root: Path) -> None:
     state = listed(mountkit)[0]["path"]
     mountkit.unmount(root)

@@ -85,6 +85,21 @@ def test_mount_o_options_mean_the_same_as_flags() -> None:
     assert settings.ttl_s == 300
 
 
+def test_a_flag_wins_over_the_sources_query_and_that_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "s3://data?endpoint=http://query"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://environment")
+    assert mount_settings("data", "/m").source.endpoint == "http://environment"
+    assert mount_settings(source, "/m").source.endpoint == "http://query"
+    assert mount_settings(source, "/m", endpoint="http://flag").source.endpoint == "http://flag"
+
+
+def test_a_switch_with_a_value_that_is_no_truth_is_refused() -> None:
+    assert mount_settings("data", "/m", **parse_mount_options("allow_other=yes")).allow_other
+    assert not mount_settings("data", "/m", **parse_mount_options("allow_other=0")).allow_other
+    with pytest.raises(UsageError, match="`perhaps` is neither true nor false"):
+        mount_settings("data", "/m", **parse_mount_options("allow_other=perhaps"))
+
+
 def test_an_unknown_option_suggests_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         parse_mount_options("cache_sice=5GB")
