@@ -8,7 +8,20 @@ import sys
 import click
 
 from mountkit import __version__, errors
-from mountkit.commands import cache, config, doctor, mount, outputs, run, systemd, trace, transfer
+from mountkit.commands import (
+    cache,
+    completing,
+    config,
+    doctor,
+    manual,
+    mount,
+    outputs,
+    run,
+    speech,
+    systemd,
+    trace,
+    transfer,
+)
 from mountkit.errors import MountkitError, UsageError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -32,8 +45,11 @@ for _command in (
     *(outputs.outputs, outputs.drain, transfer.push, transfer.pull),
     *(doctor.doctor, doctor.policy, doctor.explain, doctor.self_test),
     *(cache.cache, config.config, systemd.systemd, trace.trace),
+    *(manual.help_, manual.completion),
 ):
     cli.add_command(_command)
+speech.add_to(cli)
+completing.add_to(cli)
 
 
 def main() -> None:

@@ -73,13 +73,17 @@ def _servers(text: str) -> int:
     return number
 
 
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise UsageError(f"`{text}` is not one of {', '.join(allowed)}", f"write {' or '.join(allowed)}")
-        return text
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The parser of an option that is one of a few words."""
 
-    return parse
+    allowed: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        if text not in self.allowed:
+            words = self.allowed
+            raise UsageError(f"`{text}` is not one of {', '.join(words)}", f"write {' or '.join(words)}")
+        return text
 
 
 def _sse(text: str) -> str:
@@ -104,7 +108,7 @@ class Option:
 
 
 OPTIONS: tuple[Option, ...] = (
-    Option("driver", _choice("auto", "fuse", "s3fs"), "auto", "NAME", "auto, fuse, or s3fs where fuse cannot be had."),
+    Option("driver", Choice(("auto", "fuse", "s3fs")), "auto", "NAME", "auto, fuse, or s3fs where fuse cannot be had."),
     Option("region", str, "", "NAME", "Region of the bucket (default: found by itself)."),
     Option("endpoint", str, "", "URL", "Server to talk to, like http://127.0.0.1:9000 (default: AWS)."),
     Option("profile", str, "", "NAME", "Profile of ~/.aws/config and ~/.aws/credentials to use."),
@@ -121,7 +125,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("allow-other", None, False, "", "Let other users (and containers) read the mount."),
     Option("no-exec", None, False, "", "Let no file of the mount be executed."),
     Option("servers", _servers, 0, "N", "Processes that answer the kernel (default: by cores, 2 to 4)."),
-    Option("verify", _choice("once", "always"), "once", "WHEN", "Check cached bytes once, or at every read."),
+    Option("verify", Choice(("once", "always")), "once", "WHEN", "Check cached bytes once, or at every read."),
     Option("no-sweep", None, False, "", "Fetch no files before they are opened, whatever the reading looks like."),
     Option("no-passthrough", None, False, "", "Serve cached files ourselves even where the kernel could."),
     Option("no-resend", None, False, "", "Act as on kernels before 6.9 (for tests)."),

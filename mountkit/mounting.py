@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from mountkit import drivers, errors, ipc, mountinfo, mounts, places, processes, remembered
+from mountkit import drivers, errors, ipc, mountinfo, mounts, notes, places, processes, remembered
 from mountkit.config import MountSettings
 from mountkit.errors import MountError, UsageError
 from mountkit.unmounting import clear_dead, wait_for_end
@@ -130,7 +130,7 @@ def _say(settings: MountSettings) -> None:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)  # noqa: T201
+    notes.say(f"note: {text}")
 
 
 def _already(settings: MountSettings) -> bool:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import trio
 
-from mountkit import notify
+from mountkit import notes, notify
 from mountkit.config import store_environment
 
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", *notify.VARIABLES)
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "XDG_RUNTIME_DIR", notes.LEVEL, notes.FORMAT, *notify.VARIABLES)
 
 _PR_SET_DUMPABLE = 4
 _AUTOMOUNTER = 1

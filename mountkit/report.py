@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from mountkit import notes
 from mountkit.mounts import MountInfo
 from mountkit.outputs import Output
 
@@ -95,10 +96,9 @@ def oldest_fresh(ttl_s: float | None) -> float:
 
 def show_warm(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Shows progress with rate and time left where stderr is a terminal; the last update is the result."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    console = notes.console()
     started = time.monotonic()
     last: dict[str, Any] = {}
     columns = (
@@ -166,10 +166,9 @@ def _text(name: bytes) -> str:
 
 def show_drain(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Shows what is still to be uploaded where stderr is a terminal; the last update is the result."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    console = notes.console()
     last: dict[str, Any] = {}
     columns = (
         *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
@@ -189,10 +188,9 @@ def show_drain(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 def show_pull(updates: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Shows how far a pull is where stderr is a terminal; the last update is the result."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    console = notes.console()
     last: dict[str, Any] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

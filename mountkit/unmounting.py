@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import sys
 import time
 from collections.abc import Callable
 
-from mountkit import ipc, mountinfo, mounts, places, remembered
+from mountkit import ipc, mountinfo, mounts, notes, places, remembered
 from mountkit.errors import MountBusy, MountError, UsageError
 from mountkit.mountinfo import MountPoint
 from mountkit.mounts import MountInfo
@@ -104,6 +103,6 @@ def wait_for_end(pid: int, seconds: float = _GONE_S) -> None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         if not poll.poll(seconds * 1000):
-            print(f"note: process {pid} of the mount is still ending", file=sys.stderr)  # noqa: T201
+            notes.say(f"note: process {pid} of the mount is still ending")
     finally:
         os.close(pidfd)

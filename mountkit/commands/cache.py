@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mountkit import notes
+
 if TYPE_CHECKING:
     from mountkit.states import State
 
@@ -72,13 +74,12 @@ def _lines(state: State) -> Iterator[str]:
 @_cache_option
 def verify(which: tuple[str, ...], directory: str | None) -> None:
     """Read everything that is cached and compare it with its checksums; what is bad is fetched again."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from mountkit import states
     from mountkit.report import size
 
-    console = Console(stderr=True)
+    console = notes.console()
     bad = 0
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     for state in _states(directory, which):

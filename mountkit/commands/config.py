@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mountkit import notes
 from mountkit.commands.flags import missing, mount_flags
 from mountkit.errors import UsageError
 
@@ -77,7 +78,7 @@ def init(file: str, source: str | None, directory: str | None, name: str | None,
     if directory is None:
         directory = _asked("Mounted at which directory", str, asks, "" if not asks else f"/mnt/{name}")
     first.write(file, first.text(name, source, directory, options))
-    click.echo(f"wrote {file}: `mountkit mount {name}` mounts {source} at {directory}", err=True)
+    notes.say(f"wrote {file}: `mountkit mount {name}` mounts {source} at {directory}")
 
 
 def _asked(question: str, parse: Callable[[str], str], asks: bool, default: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mountkit import notes
 from mountkit.commands.flags import mount_flags, wrapped
 
 
@@ -55,7 +56,7 @@ def policy(source: str, writable: bool) -> None:
     url = parse_source(named.source if named else source)
     click.echo(policies.as_text(url, writable=writable))
     encrypted = "kms:Decrypt and kms:GenerateDataKey" if writable else "kms:Decrypt"
-    click.echo(f"note: where objects are encrypted with a KMS key, the key must allow {encrypted}, too", err=True)
+    notes.say(f"note: where objects are encrypted with a KMS key, the key must allow {encrypted}, too")
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import click
 
-from mountkit import errors
+from mountkit import errors, notes
 from mountkit.commands.flags import missing, mount_flags, relative
 from mountkit.config import (
     PASSWD_CREDENTIAL,
@@ -87,7 +87,7 @@ def mount_one(source: str, directory: str, given: dict[str, Any], foreground: bo
         if foreground:
             mounting.mount_in_foreground(settings, passwd_credentials=credentials)
         if not mounting.mount(settings, passwd_credentials=credentials):
-            click.echo(f"{settings.source} is mounted at {settings.directory} already", err=True)
+            notes.say(f"{settings.source} is mounted at {settings.directory} already")
     except MountkitError as exc:
         prefix = f"cannot mount `{settings.source}` at `{settings.directory}`: "
         if not exc.sentence.startswith("cannot mount"):

@@ -7,6 +7,7 @@ import os
 
 import click
 
+from mountkit import notes
 from mountkit.config import OPTIONS
 from mountkit.errors import UsageError
 
@@ -38,7 +39,7 @@ def outputs(directory: str, wait: bool, target: str | None, as_json: bool, cache
     place = staged.find(directory, cache)
     if target is not None:
         files, count = staged.export(place, target)
-        click.echo(f"{files} files, {report.size(count)} were copied to {target}", err=True)
+        notes.say(f"{files} files, {report.size(count)} were copied to {target}")
         return
     if wait:
         staged.drain(place, timeout_s=float("inf"), show=report.show_drain, retry=False)

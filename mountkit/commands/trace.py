@@ -6,6 +6,8 @@ from typing import TextIO
 
 import click
 
+from mountkit import notes
+
 
 @click.group()
 def trace() -> None:
@@ -44,6 +46,6 @@ def stop(directory: str, output: TextIO) -> None:
         paths = mover.call("trace_stop", timeout_s=60.0)["paths"]
     kept = [path for path in paths if "\n" not in path]
     output.writelines(f"{path}\n" for path in kept)
-    click.echo(f"{len(kept)} files of {info.directory} were opened", err=True)
+    notes.say(f"{len(kept)} files of {info.directory} were opened")
     if len(kept) < len(paths):
         click.echo(f"{len(paths) - len(kept)} have a line break in their name and are left out", err=True)

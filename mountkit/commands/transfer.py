@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mountkit import notes
 from mountkit.commands.flags import mount_flags
 from mountkit.config import OPTIONS, MountSettings, mount_settings
 from mountkit.errors import MountkitError, UploadsLeft
@@ -52,7 +53,7 @@ def push(directory: str, source: str, **flags: Any) -> None:
         raise UploadsLeft(f"{count} files did not reach {settings.source}{why}", "run it again: it goes on")
     sent = result["files"] - result["unchanged"]
     total = report.size(result["bytes"])
-    click.echo(f"{sent} of {result['files']} files sent, {total} are in {settings.source}", err=True)
+    notes.say(f"{sent} of {result['files']} files sent, {total} are in {settings.source}")
 
 
 @click.command()
@@ -70,4 +71,4 @@ def pull(source: str, directory: str, **flags: Any) -> None:
             f"{result['failed']} objects could not be fetched: {'; '.join(result['failures'])}", "run it again"
         )
     fetched = result["files_done"] - result["unchanged"]
-    click.echo(f"{fetched} of {result['files']} files fetched, {report.size(result['bytes'])} in all", err=True)
+    notes.say(f"{fetched} of {result['files']} files fetched, {report.size(result['bytes'])} in all")

@@ -17,7 +17,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-from mountkit import mountinfo
+from mountkit import mountinfo, notes
 from mountkit.errors import EngineError, HostError, MountError, UploadsLeft, UsageError
 from mountkit.run import detach, orphans, pulling, secret_files
 from mountkit.run import plan as plans
@@ -162,8 +162,7 @@ def docker() -> Engine:
 
 def note(text: str) -> None:
     """Says something that is neither the container's output nor a failure."""
-    with contextlib.suppress(OSError, ValueError):
-        print(f"mountkit: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    notes.say(f"mountkit: {text}")
 
 
 class _Runner:

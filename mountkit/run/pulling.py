@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from mountkit import notes
 from mountkit.errors import EngineError, ImageMissing
 from mountkit.run.engine import Engine, Image, PullProgress
 from mountkit.run.plan import Pull
@@ -30,10 +31,9 @@ def required_image(
 
 def show(updates: Iterable[PullProgress]) -> None:
     """Follows `updates` to their end; raises what they raise."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    console = notes.console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bars: dict[str, int] = {}
