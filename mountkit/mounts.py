@@ -82,13 +82,13 @@ def _is_disconnected(directory: str) -> bool:
 
 def client(path: str) -> tuple[ipc.Client, MountInfo]:
     """A connection to the keeper of the mount that `path` lies in. Raises UsageError, MountError."""
-    info = _required(path)
+    info = required(path)
     return _connect(places.keeper_socket(info.device, info.owner_uid), info), info
 
 
 def mover_client(path: str) -> tuple[ipc.Client, MountInfo]:
     """A connection to the mover of that mount. Raises UsageError where it has none."""
-    info = _required(path)
+    info = required(path)
     if info.details["driver"] == drivers.S3FS:
         raise UsageError(
             f"{info.directory} is served by s3fs, which fetches nothing ahead", "mount it with `--driver fuse`"
@@ -105,7 +105,8 @@ def _connect(socket_path: str, info: MountInfo) -> ipc.Client:
         ) from exc
 
 
-def _required(path: str) -> MountInfo:
+def required(path: str) -> MountInfo:
+    """The mount that `path` lies in, its keeper answering. Raises UsageError, MountError."""
     info = find(path)
     if info is None:
         raise UsageError(f"{path} is not in a mount of mountkit", "`mountkit status` lists the mounts")

@@ -15,9 +15,6 @@ import stat
 from mountkit import mountinfo
 from mountkit.errors import HostError, UsageError
 
-TRACE_MARK = "tracing"
-"""A file of this name in the state directory says that opens are being recorded."""
-
 
 def runtime_directory(uid: int | None = None) -> str:
     """Where the sockets of a user's mounts lie; not created here."""

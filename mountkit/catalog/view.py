@@ -243,6 +243,12 @@ class CatalogView:
             below = [] if local == schema.HIDDEN else [names.KEYS, *self._continuations(db, local)]
             return b"/".join([names.HIDDEN, *below])
 
+    def listed_at(self, prefix: bytes) -> float | None:
+        """When the directory with this full key prefix was listed, if it was and nothing has made that void since."""
+        with self._reading as db:
+            row = db.execute("SELECT listed_at FROM directory WHERE prefix = ? AND NOT hidden", (prefix,)).fetchone()
+            return (row[0] or None) if row else None
+
     def parent_of(self, directory: int) -> DirectoryId | None:
         """The directory that holds `directory`; the root's is the root."""
         with self._reading as db:

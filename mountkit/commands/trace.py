@@ -25,11 +25,9 @@ def trace() -> None:
 @click.argument("directory")
 def start(directory: str) -> None:
     """Begin to record the opens in the mount DIRECTORY lies in; a trace that is running begins anew."""
-    from mountkit import mounts
+    from mountkit import traces
 
-    mover, _ = mounts.mover_client(directory)
-    with mover:
-        mover.call("trace_start")
+    traces.begin_order(directory)
 
 
 @trace.command()
@@ -39,13 +37,11 @@ def start(directory: str) -> None:
 )
 def stop(directory: str, output: TextIO) -> None:
     """End the trace and write it down: the path of each file once, below the mount, in the order of first opens."""
-    from mountkit import mounts
+    from mountkit import traces
 
-    mover, info = mounts.mover_client(directory)
-    with mover:
-        paths = mover.call("trace_stop", timeout_s=60.0)["paths"]
+    mount, paths = traces.end_order(directory)
     kept = [path for path in paths if "\n" not in path]
     output.writelines(f"{path}\n" for path in kept)
-    notes.say(f"{len(kept)} files of {info.directory} were opened")
+    notes.say(f"{len(kept)} files of {mount} were opened")
     if len(kept) < len(paths):
         click.echo(f"{len(paths) - len(kept)} have a line break in their name and are left out", err=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
+from collections.abc import Callable
 
 import trio
 
@@ -26,8 +29,18 @@ _DAY_S = 86400.0
 class Housekeeper:
     """Two idle tasks of one mover."""
 
-    def __init__(self, settings: MountSettings, catalog: Catalog, cache: CacheWriter, fetcher: Fetcher) -> None:
+    def __init__(
+        self,
+        settings: MountSettings,
+        catalog: Catalog,
+        cache: CacheWriter,
+        fetcher: Fetcher,
+        *,
+        traced_since: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """`traced_since`: whose versions somebody will ask for, though they be superseded."""
         self._catalog, self._cache, self._fetcher = catalog, cache, fetcher
+        self._traced_since = traced_since
         self._seals = settings.passthrough and os.getuid() == 0
 
     async def run(self) -> None:
@@ -74,7 +87,8 @@ class Housekeeper:
 
     async def _clean_once(self) -> None:
         superseded = []
-        while some := self._catalog.purge(_SUPERSEDED_S):
+        kept_s = max(_SUPERSEDED_S, time.time() - (self._traced_since() or math.inf))
+        while some := self._catalog.purge(kept_s):
             superseded += some
             await trio.lowlevel.checkpoint()
         contents = [content_id(version.key, version.etag, version.size) for version in superseded]

@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from mountkit import about, errors, ipc, logs, places, processes
+from mountkit import about, errors, ipc, logs, places, processes, tracefile
 from mountkit.cache.faults import CacheBroken, CacheFull
 from mountkit.cache.policy import Limits
 from mountkit.cache.writer import CacheWriter
@@ -130,13 +130,16 @@ async def _serve(channel: Channel, start: Message) -> None:
     for warning in (*cache.warnings, *catalog.warnings):
         log.warning("%s", warning)
     service = Service(settings, catalog, cache, store, region, state_fd)
+    housekeeper = Housekeeper(
+        settings, catalog, cache, service.fetcher, traced_since=lambda: tracefile.oldest(state_fd)
+    )
     peers = _Peers()
     try:
         async with ipc.listening(socket_path) as listener, trio.open_nursery() as nursery:
             await nursery.start(service.lister.run)
             await nursery.start(service.fetcher.run)
             nursery.start_soon(service.outputs.run)
-            nursery.start_soon(Housekeeper(settings, catalog, cache, service.fetcher).run)
+            nursery.start_soon(housekeeper.run)
 
             def place() -> Message:
                 words = {"pid": os.getpid(), "stand_in": stand_in}

@@ -27,7 +27,6 @@ from mountkit.mover.outputs import Outputs
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
 from mountkit.mover.sweeper import Sweeper
-from mountkit.mover.trace import Trace
 from mountkit.mover.warm import Warmer
 from mountkit.store.retry import RetryingStore
 
@@ -65,7 +64,6 @@ class Service:
         store.on_slow_down = self._queue.slow_down
         self.outputs = Outputs(settings, state_fd, store, catalog, self.lister, self.fetcher)
         self._readahead = Readahead()
-        self.trace = Trace(catalog, state_fd)
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
         self.ahead = ListingAhead(catalog, self.lister, ttl_s=settings.ttl_s)
         self._orders: list[Warmer] = []
@@ -89,8 +87,6 @@ class Service:
             "hint": self._hint,
             "verify": self._verify,
             "refresh": self._refresh,
-            "trace_start": self._trace_start,
-            "trace_stop": self._trace_stop,
             "warm": self._warm,
             "warm_order": self._warm_order,
             "announce": self._announce,
@@ -153,7 +149,6 @@ class Service:
         return {}
 
     def _note_open(self, row: ObjectRow, *, cold: bool) -> None:
-        self.trace.opened(row)
         if self._settings.sweep:
             self.sweeper.opened(row, cold=cold)
         for warmer in self._orders:
@@ -209,13 +204,6 @@ class Service:
             log.warning("the cached file of %r is not what was written; it will be fetched again", wanted.row.key)
             self._errors += 1
         return {"good": good}
-
-    async def _trace_start(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
-        self.trace.start()
-        return {}
-
-    async def _trace_stop(self, _body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
-        return {"paths": self.trace.stop()}
 
     async def _warm(self, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
         directory, row = await self._resolve(body["path"])

@@ -7,15 +7,20 @@ repeated: if this is cut short too, the next one begins anew, because the receip
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from mountkit import __version__
 from mountkit.errors import MountkitError
-from mountkit.run import records, secret_files
+from mountkit.run import read, records, secret_files
 from mountkit.run.engine import ContainerExit
 from mountkit.run.shared_mounts import Mounter, SharedMounts
+
+COPIES = ".mountkit-runs"
+"""The directory of an output in a bucket that has the receipts of the runs that wrote there."""
 
 
 def close_run(
@@ -36,35 +41,40 @@ def close_run(
     secret_files.remove(record.get("secrets_directory") or secret_files.place(run.id))
     said: list[str] = []
     inputs: list[dict[str, Any]] = []
-    for one in record.get("inputs") or ():
-        shown = {name: one[name] for name in ("source", "target")}
-        if one.get("mounted"):
-            shown |= _used(run, one, mounter, mounts)
-        inputs.append(shown)
     ran = ended is not None or bool((record.get("times") or {}).get("started"))
+    for number, one in enumerate(record.get("inputs") or (), 1):
+        shown = {name: one[name] for name in ("source", "target")}
+        if "before" in one and ran:
+            shown |= _used(run, one, mounter, mounts)
+            shown |= read.what_was_read(mounter.traces, run, number, one)
+        inputs.append(shown)
     outputs, left = _outputs(run, mounter, said, ran=ran)
     mounted = dict.fromkeys(one["directory"] for one in record.get("inputs") or () if one.get("mounted"))
     mounted |= dict.fromkeys(one["directory"] for one in record.get("outputs") or () if one.get("mounted"))
+    receipt: dict[str, Any] = {}
+    if ran or failure:
+        receipt = _receipt(record, ended, inputs, failure=failure, collected=collected)
+        receipt |= {"outputs": outputs, "outputs_left": bool(left)}
+    if ran:
+        said += _copy_to_outputs(run, {**receipt, "notes": said}, mounter, left)
     for directory in reversed(mounted):
         said += mounts.release(directory, run, force=directory in left)
-    if not ran and not failure:
+    if receipt:
+        run.write_receipt({**receipt, "notes": said})
+    said = said + read.end_traces(mounter.traces, record)
+    if not receipt:
         run.forget()
-    else:
-        receipt = _receipt(record, ended, inputs, said, failure=failure, collected=collected)
-        run.write_receipt({**receipt, "outputs": outputs, "outputs_left": bool(left)})
     return said
 
 
 def _used(run: records.Run, one: dict[str, Any], mounter: Mounter, mounts: SharedMounts) -> dict[str, Any]:
-    if "before" not in one:
-        return {}
     details: dict[str, Any] = {}
     with contextlib.suppress(OSError):
         details = mounter.details(one["directory"])
     if not details:
         return {"counters": "unknown: the mount did not answer at the end"}
     used = records.input_of_receipt(one["before"], records.mount_counters(details))
-    return {**used, "shared": mounts.was_shared(one["directory"], run)}
+    return {**used, "shared": mounts.was_shared(one["directory"], run) if one.get("mounted") else None}
 
 
 def _outputs(
@@ -94,11 +104,36 @@ def _outputs(
     return found, left
 
 
+def _copy_to_outputs(run: records.Run, receipt: dict[str, Any], mounter: Mounter, left: set[str]) -> list[str]:
+    """Puts receipt and lists beside what the run wrote, in each bucket that has all of that; what went wrong."""
+    said = []
+    record = run.record
+    for one in record.get("outputs") or ():
+        if not one.get("mounted") or one["directory"] in left:
+            continue
+        try:
+            _copy(run, receipt, mounter, one["directory"])
+            _, problem = mounter.uploaded(one["directory"], time.time(), record.get("drain_timeout_s", 0.0))
+        except (MountkitError, OSError) as exc:
+            problem = str(exc)
+        if problem:
+            left.add(one["directory"])
+            said.append(f"warning: {one['source']} has no copy of the receipt: {problem}")
+    return said
+
+
+def _copy(run: records.Run, receipt: dict[str, Any], mounter: Mounter, directory: str) -> None:
+    for shown in receipt["inputs"]:
+        if name := shown.get("objects", {}).get("list"):
+            with open(os.path.join(run.path, name), "rb") as file:
+                mounter.put(directory, f"{COPIES}/{run.id}/{name}", file)
+    mounter.put(directory, f"{COPIES}/{run.id}/receipt.json", io.BytesIO(records.receipt_text(receipt).encode()))
+
+
 def _receipt(
     record: dict[str, Any],
     ended: ContainerExit | None,
     inputs: Sequence[dict[str, Any]],
-    notes: Sequence[str],
     *,
     failure: str,
     collected: bool,
@@ -120,5 +155,4 @@ def _receipt(
         "stopped_by": ended.stopped_by if ended else "",
         "failure": failure,
         "collected": collected,
-        "notes": list(notes),
     }

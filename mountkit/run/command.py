@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 from mountkit import mountinfo, notes
 from mountkit.errors import EngineError, HostError, MountError, UploadsLeft, UsageError
@@ -27,6 +28,7 @@ from mountkit.run.engine import ContainerExit, Engine, Image
 from mountkit.run.job import Job, program_of, with_entrypoint
 from mountkit.run.output import Tee
 from mountkit.run.plan import Bind, Output, RunDefaults
+from mountkit.run.read import Tracer
 from mountkit.run.shared_mounts import Mounter, Options, SharedMounts
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -34,6 +36,12 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Mounts:
     """The Mounter of real life: `mountkit.mounting` and `unmounting`."""
+
+    @property
+    def traces(self) -> Tracer:
+        from mountkit import traces
+
+        return traces
 
     def key(self, source: str, options: Options) -> str:
         import hashlib
@@ -67,6 +75,16 @@ class Mounts:
         except UploadsLeft as exc:
             return outputs.uploaded(place, since), f"{exc.sentence}; {exc.hint}"
         return outputs.uploaded(place, since), ""
+
+    def put(self, directory: str, path: str, content: BinaryIO) -> None:
+        must_answer(directory, f"the mount {directory}")
+        target = os.path.join(directory, path)
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with open(target, "wb") as file:
+                shutil.copyfileobj(content, file)
+        except OSError as exc:
+            raise MountError(f"cannot write into {directory}: {os.strerror(exc.errno or 0)}") from exc
 
     def state(self, path: str) -> str:
         from mountkit import mounts

@@ -14,7 +14,7 @@ from typing import Any
 
 from mountkit import mountinfo
 from mountkit.errors import MountkitError, UsageError
-from mountkit.run import closing, plan, records, requests, secret_files
+from mountkit.run import closing, plan, read, records, requests, secret_files
 from mountkit.run.docker_spec import docker_run
 from mountkit.run.engine import ContainerExit, Engine, Image, Output
 from mountkit.run.plan import Bind, ContainerPlan, Input, RunDefaults
@@ -75,12 +75,14 @@ class Job:
     def prepare(self) -> ContainerPlan:
         """Mounts the inputs and lays out the secrets. Raises MountkitError."""
         for one, written in zip(self._wanted.inputs, self._record["inputs"], strict=True):
-            if one.is_directory:
-                continue
             if one.source not in self._directories:
                 self._directories[one.source] = self._mounts.take(one.source, self._options(one), self.run)
             directory = self._directories[one.source]
-            written["before"] = records.mount_counters(self._mounter.details(directory))
+            if self._mounter.state(directory):
+                written["before"] = records.mount_counters(self._mounter.details(directory))
+                written.update(read.plan_trace(self._mounter.traces, directory, self.id))
+        self.run.write_record(self._record)
+        read.begin_traces(self._mounter.traces, self._record["inputs"])
         outputs = list(self._outputs)
         for output in self._wanted.outputs:
             if output.is_bucket:

@@ -4,6 +4,7 @@
       lock              held by the process that sees to the run; free means that process is gone
       record.json       what is needed to end the run in that process's place; replaced as a whole
       receipt.json      what happened; once it is there, the run is over
+      input-N.jsonl     which objects of its Nth input were opened (`read`)
       log               what the container wrote
 
 Whoever takes the lock of a run without a receipt is responsible for it from then on.
@@ -18,9 +19,9 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from mountkit import places
 from mountkit.errors import HostError, UsageError
@@ -93,10 +94,10 @@ class Run:
                 os.close(fd)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        _store(os.path.join(self.path, "record.json"), record)
+        _store(os.path.join(self.path, "record.json"), _text(record))
 
     def write_receipt(self, receipt: Mapping[str, Any]) -> None:
-        _store(os.path.join(self.path, "receipt.json"), {"version": RECEIPT_VERSION, **receipt})
+        _store(os.path.join(self.path, "receipt.json"), receipt_text(receipt))
 
     def forget(self) -> None:
         """As if it had never been: for a run whose container never was."""
@@ -152,6 +153,11 @@ def find(word: str) -> Run:
     raise UsageError(f"there is no run `{word}`", "`mountkit runs` lists them")
 
 
+def receipt_text(receipt: Mapping[str, Any]) -> str:
+    """A receipt as it is written down."""
+    return _text({"version": RECEIPT_VERSION, **receipt})
+
+
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """What numbers grew by, name by name. A process that was replaced in between began anew at 0."""
     grown: dict[str, Any] = {}
@@ -172,8 +178,7 @@ def mount_counters(details: Mapping[str, Any]) -> dict[str, Any]:
 def input_of_receipt(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """What a run did to a mount, from its counters before and after.
 
-    Files opened in passthrough are read by the kernel alone: their opens are counted, their bytes cannot be. Which
-    objects were read is not written down by a mount, so there are no ETags here.
+    Files opened in passthrough are read by the kernel alone: their opens are counted, their bytes cannot be.
     """
     grown = difference(before, after)
     reads, requests = grown.get("reads") or {}, grown.get("requests") or {}
@@ -201,7 +206,17 @@ def _load(path: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _store(path: str, content: Mapping[str, Any]) -> None:
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _store(path: str, text: str) -> None:
+    with replaced(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def replaced(path: str) -> Iterator[IO[str]]:
     """Replaces the file as a whole: a reader, or whoever comes after a crash, sees the old one or the new one.
 
     Raises HostError.
@@ -210,8 +225,7 @@ def _store(path: str, content: Mapping[str, Any]) -> None:
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
+            yield file
             file.flush()
             os.fsync(fd)
         os.replace(temporary, path)

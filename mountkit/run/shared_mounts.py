@@ -15,12 +15,13 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from mountkit import places
 from mountkit.errors import HostError, MountBusy, MountkitError, StoreError
 from mountkit.run import records
 from mountkit.run.answering import must_answer
+from mountkit.run.read import Tracer
 
 Options = Mapping[str, str | bool]
 _SHARED = b"shared"
@@ -28,6 +29,11 @@ _SHARED = b"shared"
 
 class Mounter(Protocol):
     """What a run asks of mountkit's mounts."""
+
+    @property
+    def traces(self) -> Tracer:
+        """Where it is written down what is opened in them."""
+        ...
 
     def key(self, source: str, options: Options) -> str:
         """A name for the mount of `source` with `options`, the same for the same mount. Raises UsageError."""
@@ -43,6 +49,10 @@ class Mounter(Protocol):
 
     def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
         """Waits until everything written there is in the bucket: what was put since then, and why not all of it."""
+        ...
+
+    def put(self, directory: str, path: str, content: BinaryIO) -> None:
+        """Makes a file at `path` in a writable mount. Raises MountError."""
         ...
 
     def state(self, path: str) -> str:

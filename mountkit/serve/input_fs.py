@@ -37,13 +37,13 @@ class InputFileSystem:
         show: Presentation,
         counters: ServerCounters,
         *,
-        tracing: Callable[[], bool] = lambda: False,
+        trace: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`tracing`: whether the mover wants to hear of opens that need nothing of it."""
+        """`trace`: hears of every version whose open is about to be answered."""
         self.names = InputNames(view, cache, mover, show)
         self.listing = InputListing(self.names, view, mover, show)
         self.counters = counters
-        self._cache, self._mover, self._tracing = cache, mover, tracing
+        self._cache, self._mover, self._trace = cache, mover, trace
         self._hinted: OrderedDict[int, int] = OrderedDict()
 
     # ---- open ----------------------------------------------------------------------------------------------
@@ -54,23 +54,26 @@ class InputFileSystem:
         """
         file = self.names.current(inode)
         if file.row.size == 0:
+            self._trace(file.row.id)
             return True
         here = self._cache.has(file.content, file.row.size, 0)
         if here:
+            self._trace(file.row.id)
             self._mover.note_opened(file.row.id)
         return here
 
     async def prepare_open(self, inode: int) -> None:
         """Has the first bytes fetched, so that a changed or forbidden object shows at open. Raises FileSystemError."""
-        await self.names.ask("open", data=True, object=self.names.file(inode).row.id)
+        row = self.names.file(inode).row
+        await self.names.ask("open", data=True, object=row.id)
+        self._trace(row.id)
 
     def sealed_now(self, inode: int) -> SealedFile | None:
         """The sealed file of a sealed inode, its descriptor the caller's; None if it must be checked first."""
         file = self.names.current(inode)
         found = self._cache.open_sealed(file.content)
         if isinstance(found, SealedFile):
-            if self._tracing():
-                self._mover.note_opened(file.row.id)
+            self._trace(file.row.id)
             return found
         return None
 

@@ -106,7 +106,7 @@ async def _main(channel_fd: int) -> int:
         files.names.show_sealed(body["passthrough"] and not body["stand_in"])
 
     mover = MoverLink(body["mover_socket"], on_place=follow)
-    files = InputFileSystem(view, cache, mover, show, counters, tracing=Tracing(state_fd))
+    files = InputFileSystem(view, cache, mover, show, counters, trace=Tracing(state_fd).opened)
     responder = Responder(wire, files, shared, slot)
     upkeep: Upkeep | None = None
     if settings.outputs is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, BinaryIO
 
 from mountkit.errors import MountkitError
 from mountkit.run import options
 from mountkit.run.command import run
 from mountkit.run.plan import merge
 from mountkit.run.shared_mounts import Options
+from tests.fakes.tracer import FakeTracer
 
 
 class DirectoryMounter:
@@ -31,6 +32,13 @@ class DirectoryMounter:
 
     def unmount(self, directory: str, *, force: bool = False) -> None:
         os.unlink(os.path.join(directory, "file"))
+
+    @property
+    def traces(self) -> FakeTracer:
+        return FakeTracer()
+
+    def put(self, directory: str, path: str, content: BinaryIO) -> None:
+        raise AssertionError("no output here is in a bucket")
 
     def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
         return [], ""

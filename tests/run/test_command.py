@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
+from mountkit.catalog.values import ObjectId, ObjectRow
 from mountkit.errors import (
     BucketMissing,
     EngineError,
@@ -26,6 +28,7 @@ from mountkit.run import command, options, records, requests
 from mountkit.run.engine import ContainerExit, Found, Image, ImageInside, Output, PullProgress
 from mountkit.run.plan import ContainerPlan, RunDefaults, merge
 from mountkit.run.shared_mounts import Options
+from tests.fakes.tracer import FakeTracer
 
 
 class FakeMounter:
@@ -41,6 +44,8 @@ class FakeMounter:
         self.reads = 0
         self.objects: list[dict[str, Any]] = []
         self.left = ""
+        self.traces = FakeTracer()
+        self.files: dict[str, bytes] = {}
 
     def key(self, source: str, options: Options) -> str:
         return "".join(c if c.isalnum() else "-" for c in f"{source}{sorted(options.items())}")
@@ -60,12 +65,15 @@ class FakeMounter:
         self.log.append(f"drain {self.mounted[directory]} for {timeout_s:g} s")
         return self.objects, self.left
 
+    def put(self, directory: str, path: str, content: BinaryIO) -> None:
+        self.files[f"{self.mounted[directory]}/{path}"] = content.read()
+
     def state(self, path: str) -> str:
         return "ok" if path in self.mounted else self.states.get(path, "")
 
     def details(self, path: str) -> dict[str, Any]:
         self.reads += 10
-        return {"reads": {"opens": self.reads, "read_bytes": 100 * self.reads}} if path in self.mounted else {}
+        return {"reads": {"opens": self.reads, "read_bytes": 100 * self.reads}} if self.state(path) == "ok" else {}
 
 
 class FakeEngine:
@@ -400,6 +408,60 @@ def test_the_receipt_tells_what_was_read_and_how_it_ended(bench: Bench) -> None:
     assert "hidden-value" not in repr(receipt)
     assert receipt["command"].startswith("docker run ")
     assert os.stat(run.path).st_mode & 0o777 == 0o700
+
+
+def _row(key: bytes, etag: str, size: int) -> ObjectRow:
+    return ObjectRow(ObjectId(1), key, f'"{etag}"', size, 0, "", "STANDARD", None)
+
+
+def test_the_receipt_names_every_version_that_was_opened(bench: Bench) -> None:
+    bench.mounter.traces.rows = [_row(b"a", "1", 5), _row(b"a", "2", 6), _row(b"b\n\xff", "3", 7)]
+    assert bench(input=["first:/a"], output=["s3://results/run-7"]) == 0
+    (run,) = records.all_runs()
+    (one,) = run.receipt["inputs"]
+    listed = (Path(run.path) / one["objects"]["list"]).read_bytes()
+    assert [json.loads(line) for line in listed.splitlines()] == one["objects"]["all"]
+    assert [(o["key"], o["size"], o["etag"]) for o in one["objects"]["all"]] == [
+        ("a", 5, '"1"'),
+        ("a", 6, '"2"'),
+        ("b\n\\xff", 7, '"3"'),
+    ]
+    assert (one["objects"]["count"], one["objects"]["bytes"], one["objects"]["changed_meanwhile"]) == (3, 18, 1)
+    assert one["objects"]["sha256"] == hashlib.sha256(listed).hexdigest()
+    assert not bench.mounter.traces.under_way
+    copies = f"s3://results/run-7/.mountkit-runs/{run.id}"
+    assert bench.mounter.files[f"{copies}/input-1.jsonl"] == listed
+    assert json.loads(bench.mounter.files[f"{copies}/receipt.json"]) == run.receipt
+
+
+def test_many_objects_are_in_the_list_only(bench: Bench) -> None:
+    bench.mounter.traces.rows = [_row(b"%03d" % n, "e", 1) for n in range(101)]
+    bench(input=["first"])
+    (run,) = records.all_runs()
+    (one,) = run.receipt["inputs"]
+    assert one["objects"]["count"] == 101 and "all" not in one["objects"]
+    assert len((Path(run.path) / "input-1.jsonl").read_text().splitlines()) == 101
+
+
+def test_a_trace_that_was_lost_is_said_to_be(bench: Bench) -> None:
+    def lose(_: ContainerPlan) -> None:
+        bench.mounter.traces.lost = True
+
+    bench.engine.action = lose
+    assert bench(input=["first"]) == 0
+    (run,) = records.all_runs()
+    assert run.receipt["inputs"][0]["objects"] == {"unknown": "the trace is gone"}
+    assert run.receipt["inputs"][0]["objects_opened"] == 10, "the counters are there all the same"
+
+
+def test_an_input_of_a_mount_that_was_there_before_is_counted_and_traced(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    bench.mounter.states[str(tmp_path / "train")] = "ok"
+    bench.mounter.traces.rows = [_row(b"a", "1", 5)]
+    assert bench(input=[f"{tmp_path}/train"]) == 0
+    (run,) = records.all_runs()
+    (one,) = run.receipt["inputs"]
+    assert (one["objects_opened"], one["objects"]["count"], one["shared"]) == (10, 1, None)
 
 
 def test_a_receipt_that_cannot_be_written_costs_no_exit_code_and_leaves_no_mount(

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -17,6 +17,7 @@ from mountkit.run.output import Blotter, Tee
 from mountkit.run.plan import Secret
 from mountkit.run.records import Run
 from mountkit.run.shared_mounts import Options, SharedMounts
+from tests.fakes.tracer import FakeTracer
 
 
 def new_run(name: str = "", run_id: str = "", **record: Any) -> tuple[Run, int]:
@@ -126,6 +127,13 @@ class FakeMounter:
             raise MountBusy("busy")
         self.log.append("unmount")
         self.mounted.discard(directory)
+
+    @property
+    def traces(self) -> FakeTracer:
+        return FakeTracer()
+
+    def put(self, directory: str, path: str, content: BinaryIO) -> None:
+        raise AssertionError("no output here is in a bucket")
 
     def uploaded(self, directory: str, since: float, timeout_s: float) -> tuple[list[dict[str, Any]], str]:
         return [], ""
