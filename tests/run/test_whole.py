@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from tests.mount.conftest import proxy as proxy
 
 @pytest.fixture
 def line(bucket: Bucket, tmp_path: Path) -> Iterator[CommandLine]:
-    yield CommandLine(tmp_path, {**bucket.environment, "XDG_STATE_HOME": str(tmp_path / "state")})
+    line = CommandLine(tmp_path, {**bucket.environment, "XDG_STATE_HOME": str(tmp_path / "state")})
+    yield line
+    line.close()
     wait_until(lambda: not our_processes(tmp_path), seconds=15)
 
 
@@ -112,6 +116,7 @@ def test_what_kill_9_leaves_is_collected_by_the_next_runs(
     (one,) = history(line)
     assert one["collected"]
     assert one["exit_code"] in (137, 143)
+    assert [each["key"] for each in objects_of(one)[1]] == [f"{bucket.prefix}x"]
     assert not DockerEngine().find(one["id"])
 
 
@@ -166,3 +171,106 @@ def test_help_is_quick_and_names_every_option(line: CommandLine) -> None:
     words = line.run("run", "--help").out
     for option in ("--input", "--secret", "--gpus", "--detach", "--tty / --no-tty", "--dry-run", "--ttl"):
         assert option in words
+
+
+# ---- what was read -------------------------------------------------------------------------------------------
+def objects_of(one: dict[str, Any], number: int = 1) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a receipt says of the objects of an input, and its list of them."""
+    path = Path(one["receipt"])
+    said = json.loads(path.read_text())["inputs"][number - 1]["objects"]
+    listed = (path.parent / said["list"]).read_bytes()
+    assert said["sha256"] == hashlib.sha256(listed).hexdigest()
+    return said, [json.loads(line) for line in listed.splitlines()]
+
+
+def in_bucket(bucket: Bucket, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Key and ETag of these objects, as the bucket tells them."""
+    keys = (f"{bucket.prefix}{name}" for name in names)
+    return [(key, bucket.client.head_object(Bucket=bucket.name, Key=key)["ETag"]) for key in keys]
+
+
+def test_the_receipt_has_the_etag_of_every_object_that_was_read(
+    bucket: Bucket,
+    line: CommandLine,
+    tiny_image: str,
+) -> None:
+    for n in range(120):
+        bucket.put(f"d/{n:03d}", content(n, 1_000))
+    bucket.put("empty", b"")
+    before = time.time()
+    words = ("run", "--cache", str(line.cache), "--input", f"{bucket.source}:/in", tiny_image, "sh", "-c")
+    for _ in range(2):
+        assert line.run(*words, "cat /in/d/*1 /in/empty > /dev/null; ls -lR /in > /dev/null", timeout=90).code == 0
+    first, second = history(line)
+    said, listed = objects_of(first)
+    wanted = in_bucket(bucket, [*(f"d/{n:03d}" for n in range(1, 120, 10)), "empty"])
+    assert [(one["key"], one["etag"]) for one in listed] == wanted, "what was only listed is not there"
+    assert said["all"] == listed and (said["count"], said["bytes"]) == (13, 12_000)
+    assert objects_of(second)[0]["sha256"] == said["sha256"], "read from the cache, it is the same"
+    given = json.loads(Path(first["receipt"]).read_text())["inputs"][0]
+    assert before <= given["listed"]["oldest"] <= given["listed"]["newest"] <= time.time()
+    assert not list(line.cache.glob("*/*/traces")), "nothing is left of the traces"
+
+
+def test_what_is_read_from_a_mount_of_the_users_own_survives_the_death_of_its_processes(
+    bucket: Bucket, line: CommandLine, tiny_image: str, tmp_path: Path
+) -> None:
+    for n in range(9):
+        bucket.put(f"train/{n}", content(n, 1_000))
+        bucket.put(f"train/more/{n}", content(n, 1_000))
+        bucket.put(f"other/{n}", content(n, 1_000))
+    root = line.mount(bucket.source, "--ttl", "0", "--cache", str(line.cache))
+    (tmp_path / "out").mkdir()
+    step = "cat /in/$N > /dev/null; touch /data/output/read-$N; while [ ! -e /data/output/go ]; do sleep 0.05; done"
+    script = f"N=1; {step}; cat /in/1 /in/2 /in/2 /in/more/3 > /dev/null"
+    options = ("--input", f"{root}/train:/in", "--output", str(tmp_path / "out"))
+    versions = in_bucket(bucket, ["train/1"])
+    process = start(line, *options, tiny_image, "sh", "-c", script)
+    wait_until((tmp_path / "out" / "read-1").exists, seconds=30)
+    bucket.put("train/1", b"changed")
+    status = line.status(root)
+    for pid in (status["mover_pid"], *status["server_pids"]):
+        os.kill(pid, signal.SIGKILL)
+    (root / "other" / "1").read_bytes()
+    (tmp_path / "out" / "go").touch()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, (out, err)
+    said, listed = objects_of(history(line)[0])
+    versions += in_bucket(bucket, ["train/1", "train/2", "train/more/3"])
+    assert [(one["key"], one["etag"]) for one in listed] == versions
+    assert said["changed_meanwhile"] == 1
+    assert json.loads(Path(history(line)[0]["receipt"]).read_text())["inputs"][0]["shared"] is None
+
+
+def test_two_runs_at_once_on_one_mount_have_a_list_each_and_an_output_in_the_bucket_has_copies(
+    bucket: Bucket, line: CommandLine, tiny_image: str
+) -> None:
+    for name in ("a", "b", "c"):
+        bucket.put(f"in/{name}", name.encode())
+
+    def below(name: str) -> str:
+        return f"s3://{bucket.name}/{bucket.prefix}{name}?endpoint={bucket.proxy.url}"
+
+    root = line.mount(below("in"), "--cache", str(line.cache))
+    words = ("--cache", str(line.cache), "--input", f"{root}:/in")
+    runs = [
+        start(line, *words, "--output", below(f"out-{n}"), tiny_image, "sh", "-c", f"cat /in/a /in/{n}; {end}")
+        for n, end in (("b", "cp /in/a /data/output/result"), ("c", "true"))
+    ]
+
+    def got(name: str) -> bytes:
+        body: bytes = bucket.client.get_object(Bucket=bucket.name, Key=bucket.prefix + name)["Body"].read()
+        return body
+
+    for process in runs:
+        assert process.communicate(timeout=90)[1] == "" and process.returncode == 0
+    for one in history(line):
+        said, listed = objects_of(one)
+        receipt = json.loads(Path(one["receipt"]).read_text())
+        where = f"{receipt['outputs'][0]['source'].partition('?')[0][-5:]}/.mountkit-runs/{one['id']}"
+        own = {"a", where[4]}
+        assert own <= {each["key"].rpartition("/")[2] for each in listed} <= {"a", "b", "c"}, "perhaps the other's, too"
+        assert hashlib.sha256(got(f"{where}/input-1.jsonl")).hexdigest() == said["sha256"]
+        assert receipt == json.loads(got(f"{where}/receipt.json"))
+        written = [each["key"].rpartition("/")[2] for each in receipt["outputs"][0]["objects"]]
+        assert written == (["result"] if "b" in own else [])
