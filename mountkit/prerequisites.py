@@ -63,6 +63,7 @@ TEST_PROGRAMS = {
     "git": Need("git", "the tests write into mounts with it"),
     "zip": Need("zip", "the tests write into mounts with it"),
     "unzip": Need("unzip", "the tests write into mounts with it"),
+    "docker-registry": Need("docker-registry", "the tests fetch images from it"),
     "dbus-daemon": Need("dbus", "through which an ordinary user gets a systemd there"),
 }
 """What only the tests need: a program, and the package that has it."""

@@ -1,4 +1,4 @@
-"""Fetching an image, with a bar for each layer where somebody watches."""
+"""Fetching an image: a bar for each layer at a terminal, elsewhere a line for each that is there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from mountkit import notes
 from mountkit.errors import EngineError, ImageMissing
 from mountkit.run.engine import Engine, Image, PullProgress
 from mountkit.run.plan import Pull
+
+_THERE = ("Pull complete", "Already exists")
 
 
 def required_image(
@@ -22,20 +24,23 @@ def required_image(
             f"the image `{name}` is not on this machine, and --pull never forbids to fetch it", "drop --pull never"
         )
     say(f"fetching the image {name}")
-    show(engine.pull(name, platform))
+    show(engine.pull(name, platform), say)
     found = engine.image(name)
     if found is None:
         raise EngineError(f"the engine fetched `{name}` and does not have it", "fetch it with the engine's own tool")
     return found
 
 
-def show(updates: Iterable[PullProgress]) -> None:
+def show(updates: Iterable[PullProgress], say: Callable[[str], None]) -> None:
     """Follows `updates` to their end; raises what they raise."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     console = notes.console()
+    if not console.is_terminal:
+        _tell(updates, say)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
         bars: dict[str, int] = {}
         for update in updates:
             if not update.layer:
@@ -46,8 +51,19 @@ def show(updates: Iterable[PullProgress]) -> None:
             words = f"{update.layer} {update.status.lower():<18}"
             if update.total_bytes:
                 progress.update(bar, description=words, total=update.total_bytes, completed=update.done_bytes)
-            elif update.status in ("Pull complete", "Already exists"):
+            elif update.status in _THERE:
                 total = progress.tasks[bars[update.layer]].total or 1
                 progress.update(bar, description=words, total=total, completed=total)
             else:
                 progress.update(bar, description=words)
+
+
+def _tell(updates: Iterable[PullProgress], say: Callable[[str], None]) -> None:
+    from mountkit.report import size
+
+    sizes: dict[str, int] = {}
+    for update in updates:
+        sizes[update.layer] = update.total_bytes or sizes.get(update.layer, 0)
+        if update.layer and update.status in _THERE:
+            known = f", {size(sizes[update.layer])}" if sizes[update.layer] else ""
+            say(f"layer {update.layer}: {update.status.lower()}{known}")
