@@ -16,7 +16,7 @@ from docker.api import APIClient
 from mountkit.errors import EngineError
 
 _SOCKETS = ("/var/run/docker.sock", "{run}/docker.sock", "/run/podman/podman.sock", "{run}/podman/podman.sock")
-"""Docker, rootless Docker, Podman, rootless Podman: the first that is there."""
+"""Docker, rootless Docker, Podman, rootless Podman: the first that we may talk to, else the first that is there."""
 _ANSWER_TIMEOUT_S = 60
 _CONFLICT = 409
 _START_HINT = "install Docker and start it (`apt-get install docker.io`, `systemctl start docker`), or set DOCKER_HOST"
@@ -73,7 +73,9 @@ class DockerLink:
 def _local_url() -> str:
     run = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     places = [place.format(run=run) for place in _SOCKETS]
-    return f"unix://{next(filter(os.path.exists, places), places[0])}"
+    there = [place for place in places if os.path.exists(place)]
+    ours = [place for place in there if os.access(place, os.W_OK)]  # the system's may be there, and only root's
+    return f"unix://{(ours or there or places)[0]}"
 
 
 def _refuse_remote(url: str) -> None:
