@@ -21,7 +21,7 @@ from mountkit.notify import Manager
 from mountkit.serve import session
 from mountkit.serve.session import Session
 
-_FORMAT = 1
+_FORMAT = 2
 _FUSE, _SHARED, _WORDS = "mountkit-fuse", "mountkit-shared", "mountkit-session"
 _NAMES = (_FUSE, _SHARED, _WORDS)
 

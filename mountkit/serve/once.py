@@ -18,7 +18,7 @@ from mountkit.serve import output_messages as out
 from mountkit.serve.asking import Asking, MustAsk
 from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.responder import Responder
-from mountkit.serve.shared import SharedMemory
+from mountkit.serve.shared import WAITING_PLACES, SharedMemory
 from mountkit.serve.values import Done, FileSystemError
 from mountkit.serve.wire import RawHandler, Wire
 from mountkit.staging.journal import Journal
@@ -50,20 +50,32 @@ class OnceResponder(Responder):
         Perhaps it was done, perhaps even answered: then its transaction says so, and the kernel ignores the answer.
         """
         buffer = self._wire.buffer
-        requests = self._shared.waiting(self._slot)
+        waiting = self._shared.waiting(self._slot)
+        taken = {place for place, _, _ in waiting}
+        self._places = [place for place in self._places if place not in taken]
         length, _, newest, *_ = messages.IN_HEADER.unpack_from(buffer)
-        requests = [each for each in requests if each[0] != newest] + [(newest, bytes(buffer[:length]))]
-        self._shared.clear_in_flight(self._slot)
         self._again = True
-        for unique, request in requests:
-            length, opcode, found, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(request.ljust(40, b"\0"))
-            handler = handlers.get(opcode)
-            if found != unique or length > len(request):
-                self._wire.send(messages.failed(unique, errno.ESTALE))  # the kernel asks once more
-            elif handler is not None:
-                buffer[:length] = request[:length]
-                handler(unique, inode, pid, length)
+        # This server may die here, too: the newest goes first, as its place in the buffer is needed for the others.
+        if newest:
+            self._begin_again(handlers, newest, bytes(buffer[:length]))
+        begun = {newest}
+        for place, unique, request in waiting:
+            if unique not in begun:
+                begun.add(unique)
+                self._begin_again(handlers, unique, request)
+            self._shared.store_in_flight(self._slot, place, 0)
+            if place in WAITING_PLACES:
+                self._places.append(place)
         self._again = False
+
+    def _begin_again(self, handlers: dict[int, RawHandler], unique: int, request: bytes) -> None:
+        length, opcode, found, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(request.ljust(40, b"\0"))
+        handler = handlers.get(opcode)
+        if found != unique or length > len(request) or handler is None:
+            self._wire.send(messages.failed(unique, errno.ESTALE))  # the kernel asks once more
+        else:
+            self._wire.buffer[:length] = request[:length]
+            handler(unique, inode, pid, length)
 
     def _ask(self, unique: int, pid: int, question: Callable[[], T], answer: Callable[[T], object]) -> None:
         """Answers a question at once, or when the bucket has been asked."""

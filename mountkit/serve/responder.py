@@ -22,7 +22,7 @@ from mountkit.catalog.values import SEALED_BIT, Kind
 from mountkit.catalog.values import DirectoryEntry as NamedEntry
 from mountkit.serve import messages, session
 from mountkit.serve.input_fs import InputFileSystem
-from mountkit.serve.shared import IN_FLIGHT_PLACES, AnotherFileIsOpen, BackingTableFull, SharedMemory
+from mountkit.serve.shared import WAITING_PLACES, AnotherFileIsOpen, BackingTableFull, SharedMemory
 from mountkit.serve.values import DirectoryEntry, FileSystemError, Found, NotNow
 from mountkit.serve.wire import RawHandler, Wire
 
@@ -46,7 +46,7 @@ class Responder:
     def __init__(self, wire: Wire, files: InputFileSystem, shared: SharedMemory, slot: int) -> None:
         self._wire, self._shared, self._slot = wire, shared, slot
         self._files, self._names, self._listing = files, files.names, files.listing
-        self._places = list(range(IN_FLIGHT_PLACES - 1, 0, -1))
+        self._places = list(reversed(WAITING_PLACES))
         self._count = files.counters
         files.names.is_barred = shared.is_barred
         self._tasks: trio.Nursery | None = None

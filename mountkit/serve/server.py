@@ -8,6 +8,7 @@ negotiated. Everything it knows is in the catalog, the cache and that message, s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -28,7 +29,7 @@ from mountkit.serve.output_upkeep import Upkeep
 from mountkit.serve.outputs import open_outputs
 from mountkit.serve.responder import Responder
 from mountkit.serve.server_pool import MISMATCH
-from mountkit.serve.shared import ServerCounters, SharedMemory
+from mountkit.serve.shared import INJECTED_PLACES, ServerCounters, SharedMemory
 from mountkit.serve.state import adopt_directory
 from mountkit.serve.tracing import Tracing
 from mountkit.serve.values import Presentation
@@ -71,9 +72,10 @@ async def _main(channel_fd: int) -> int:
         wire.resent = 0
         shared.store_counters(slot, counters)
 
-    def note_request(unique: int) -> None:
-        shared.store_in_flight(slot, 0, unique)
-        shared.store_newest_unique(slot, unique)
+    places = itertools.cycle(INJECTED_PLACES)
+
+    def note_injected(unique: int) -> None:
+        shared.store_in_flight(slot, next(places), unique)
 
     wire = Wire(
         fuse_fd,
@@ -81,11 +83,11 @@ async def _main(channel_fd: int) -> int:
         first=body["first"],
         passthrough=body["passthrough"],
         writable=settings.outputs is not None,
-        buffer=None if settings.outputs is None else shared.request_buffer(),
+        buffer=shared.request_buffer(slot),
         expected_shape=body.get("shape"),
         on_ready=on_ready,
         before_wait=before_wait,
-        note_request=note_request,
+        note_injected=note_injected,
     )
     show = Presentation(
         settings.uid,

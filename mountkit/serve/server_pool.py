@@ -141,16 +141,15 @@ class ServerPool:
                 await self._await_joins(0.0 if adopted.get("servers_gone") else _JOIN_S)
             else:
                 await self._begin(0, first=True)
+            for slot in range(self._count):
+                if adopted is not None and slot not in self._joined:
+                    self._hand_out_again(slot)
             async with trio.open_nursery() as starting:
                 for slot in range(self._count):
                     if slot not in self._servers:
                         self._servers[slot] = self._spawn()
                     if not self._servers[slot].serving:
                         starting.start_soon(self._begin, slot)
-            if adopted is not None:
-                for slot in range(self._count):
-                    if slot not in self._joined:
-                        self._hand_out_again(slot)
             for slot in range(self._count):
                 nursery.start_soon(self._watch, slot)
             task_status.started()
@@ -237,26 +236,25 @@ class ServerPool:
             if code == MISMATCH:
                 self._unfit[slot] = "its libfuse does not fit this mount; was it updated? unmount and mount again"
             self.restarts += not by_order
-            others_serve = any(s.serving for n, s in self._servers.items() if n != slot)
-            if others_serve:
-                self._hand_out_again(slot)  # they can answer at once what it left
+            self._hand_out_again(slot)
             await trio.sleep(_UNFIT_S if code == MISMATCH else delay)
             delay = 0.0 if server.serving else min(2.0, delay + 0.2)
             self._servers[slot] = self._spare.pop(slot) if by_order else self._spawn()
             await self._begin(slot)
-            if not others_serve:
-                self._hand_out_again(slot)
 
     def _hand_out_again(self, dead: int) -> None:
-        """Has the kernel repeat what the dead server of a slot had in its hands."""
+        """Has the kernel repeat what the dead server of a slot had in its hands.
+
+        Always before the slot's next server begins: it writes down its own requests where those of the dead one stand.
+        So wherever a server serves, nothing of its predecessors is left to be done, whichever keeper asks.
+        """
         shared = self._shared
         try:
             if self._resend and session.resend(self._fuse_fd):
                 return
             if self._start.get("writable"):
                 return  # its next server has done again what was in flight
-            others = {unique for slot in range(self._count) if slot != dead for unique in shared.in_flight(slot)}
-            session.fail_in_flight(self._fuse_fd, shared.in_flight(dead), shared.newest_unique(dead), others)
+            session.fail_in_flight(self._fuse_fd, shared.in_flight(dead))
             shared.clear_in_flight(dead)
         except OSError as exc:
             log.info("the session is gone: %s", exc)

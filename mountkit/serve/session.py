@@ -162,18 +162,10 @@ def can_resend(settings: MountSettings) -> bool:
     return settings.resend and (major, minor) >= (6, 9)
 
 
-_UNIQUES_AHEAD = 64
-
-
-def fail_in_flight(fd: int, written_down: set[int], newest_unique: int, others: set[int]) -> None:
-    """Below Linux 6.9: answers what a dead server had in its hands with ESTALE, on which the kernel repeats it.
-
-    It may have read a few requests more than it had written down; `others` are in living hands. Downwards, because
-    what is repeated gets a higher number and would be failed a second time, which the kernel does not repeat.
-    """
-    just_read = range(newest_unique + 2, newest_unique + 2 * _UNIQUES_AHEAD, 2)
-    for unique in sorted(written_down | (set(just_read) - others), reverse=True):
-        with contextlib.suppress(FileNotFoundError):
+def fail_in_flight(fd: int, uniques: set[int]) -> None:
+    """Below Linux 6.9: answers what a dead server had in its hands with ESTALE, on which the kernel repeats it."""
+    for unique in uniques:
+        with contextlib.suppress(FileNotFoundError):  # it was answered
             os.write(fd, messages.failed(unique, errno.ESTALE))
 
 

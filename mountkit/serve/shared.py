@@ -2,11 +2,12 @@
 
 It is a memfd that the keeper makes and every server maps, so it survives the death of any of them.
 
-In flight. Each server writes down the requests it works on: place 0 for the one it has just read, the others for those
-that wait. Below Linux 6.9 the keeper answers a dead server's requests from there.
+In flight. Each server reads requests into this memory, so there is no moment in which only a server that may die knows
+what the kernel has given it. Before it reads the next one, it has answered the last or has written its number down at a
+place. Below Linux 6.9 the keeper answers a dead server's requests from there.
 
-Requests in hand. The server of a writable mount reads requests into this memory and keeps those that wait here. Below
-Linux 6.9 the next server does them again: nobody else has the bytes of a WRITE.
+Requests in hand. The server of a writable mount keeps the requests themselves that wait. Below Linux 6.9 the next
+server does them again: nobody else has the bytes of a WRITE.
 
 Backing files. All opens of one inode in passthrough must name the same backing id (the kernel answers EIO otherwise),
 whichever server answers them, so the ids stand here with the number of opens that use them, and with which file it is:
@@ -27,17 +28,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 MAX_SERVERS = 8
-IN_FLIGHT_PLACES = 1000
-_SLOT_BYTES = 8192
+_PLACES = 4000
+WAITING_PLACES = range(1, _PLACES - 64)
+"""For requests that wait; place 0 is none."""
+INJECTED_PLACES = range(_PLACES - 64, _PLACES)
+"""For the last requests that were given to libfuse, which does not tell when it has answered one."""
+_SLOT_BYTES = 32768
 _PLACES_OFFSET = 192
 _TABLE_OFFSET = MAX_SERVERS * _SLOT_BYTES
 _BACKINGS = 1 << 16
 _BACKING = struct.Struct("<QiIQ")  # inode, backing id, opens, which file (0: barred)
 _REQUEST_OFFSET = _TABLE_OFFSET + _BACKINGS * _BACKING.size
 _REQUEST_BYTES = (1 << 20) + 8192
-_WAITING_OFFSET = _REQUEST_OFFSET + _REQUEST_BYTES
+_REQUEST_UNIQUE = 8  # where fuse_in_header has it
+_WAITING_OFFSET = _REQUEST_OFFSET + MAX_SERVERS * _REQUEST_BYTES
 _WAITING_BYTES = 512
-_TOTAL = _WAITING_OFFSET + IN_FLIGHT_PLACES * _WAITING_BYTES
+_TOTAL = _WAITING_OFFSET + _PLACES * _WAITING_BYTES
 
 
 @dataclass(slots=True)
@@ -90,24 +96,24 @@ class SharedMemory:
         os.ftruncate(fd, _TOTAL)
         return fd
 
-    def request_buffer(self) -> memoryview:
-        """Where the one server of a writable mount reads requests to: its successor finds there what it died over."""
-        return memoryview(self._memory)[_REQUEST_OFFSET:_TOTAL]
+    def request_buffer(self, slot: int) -> memoryview:
+        """Where the server of a slot reads requests to: who survives it finds there what it died over."""
+        start = _REQUEST_OFFSET + slot * _REQUEST_BYTES
+        return memoryview(self._memory)[start : start + _REQUEST_BYTES]
 
     def store_waiting(self, place: int, request: bytes | memoryview) -> None:
-        """Keeps a request that waits at a place, if it is short; place 0 keeps none."""
+        """Keeps a request of the only server that waits at a place, if it is short; place 0 keeps none."""
         if place and len(request) <= _WAITING_BYTES:
             start = _WAITING_OFFSET + place * _WAITING_BYTES
             self._memory[start : start + len(request)] = bytes(request)
 
-    def waiting(self, slot: int) -> list[tuple[int, bytes]]:
-        """(unique, what is kept at its place) of every request that waits, or waited when its server died."""
-        uniques = struct.unpack_from(f"<{IN_FLIGHT_PLACES}Q", self._memory, slot * _SLOT_BYTES + _PLACES_OFFSET)
+    def waiting(self, slot: int) -> list[tuple[int, int, bytes]]:
+        """(place, unique, what is kept there) of every request that waits, or waited when its server died."""
         starts = range(_WAITING_OFFSET, _TOTAL, _WAITING_BYTES)
         return [
-            (unique, self._memory[start : start + _WAITING_BYTES])
-            for place, (unique, start) in enumerate(zip(uniques, starts, strict=True))
-            if unique and place
+            (place, unique, self._memory[start : start + _WAITING_BYTES])
+            for place, (unique, start) in enumerate(zip(self._uniques(slot), starts, strict=True))
+            if unique
         ]
 
     def close(self) -> None:
@@ -121,25 +127,23 @@ class SharedMemory:
         values = (getattr(counters, f.name) for f in fields(counters))
         _COUNTERS.pack_into(self._memory, slot * _SLOT_BYTES, *values)
 
-    def store_newest_unique(self, slot: int, unique: int) -> None:
-        """Notes the newest request of a server; it is the one in its hands, too."""
-        _UNIQUE.pack_into(self._memory, slot * _SLOT_BYTES + _COUNTERS.size, unique)
-
-    def newest_unique(self, slot: int) -> int:
-        return int(_UNIQUE.unpack_from(self._memory, slot * _SLOT_BYTES + _COUNTERS.size)[0])
-
     def store_in_flight(self, slot: int, place: int, unique: int) -> None:
-        """Notes that a server works on a request (0: no more) at one of its IN_FLIGHT_PLACES."""
-        _UNIQUE.pack_into(self._memory, slot * _SLOT_BYTES + _PLACES_OFFSET + place * _UNIQUE.size, unique)
+        """Notes that a server works on a request (0: no more) at one of its places; nothing at place 0."""
+        if place:
+            _UNIQUE.pack_into(self._memory, slot * _SLOT_BYTES + _PLACES_OFFSET + place * _UNIQUE.size, unique)
 
     def in_flight(self, slot: int) -> set[int]:
-        """The requests a server works on, or worked on when it died."""
-        start = slot * _SLOT_BYTES + _PLACES_OFFSET
-        return set(struct.unpack_from(f"<{IN_FLIGHT_PLACES}Q", self._memory, start)) - {0}
+        """The requests a server works on, or worked on when it died; some may have been answered just now."""
+        newest, *_ = _UNIQUE.unpack_from(self._memory, _REQUEST_OFFSET + slot * _REQUEST_BYTES + _REQUEST_UNIQUE)
+        return {int(newest), *self._uniques(slot)} - {0}
 
     def clear_in_flight(self, slot: int) -> None:
+        """Empties the places; the newest request stays where it is."""
         start = slot * _SLOT_BYTES + _PLACES_OFFSET
-        self._memory[start : start + IN_FLIGHT_PLACES * _UNIQUE.size] = bytes(IN_FLIGHT_PLACES * _UNIQUE.size)
+        self._memory[start : start + _PLACES * _UNIQUE.size] = bytes(_PLACES * _UNIQUE.size)
+
+    def _uniques(self, slot: int) -> tuple[int, ...]:
+        return struct.unpack_from(f"<{_PLACES}Q", self._memory, slot * _SLOT_BYTES + _PLACES_OFFSET)
 
     def total(self) -> ServerCounters:
         result = ServerCounters()

@@ -55,21 +55,23 @@ class Wire:
         first: bool,
         passthrough: bool,
         writable: bool = False,
-        buffer: memoryview | None = None,
+        buffer: memoryview,
         expected_shape: Sequence[int] | None = None,
         on_ready: Callable[[tuple[int, ...]], None],
         before_wait: Callable[[], None],
-        note_request: Callable[[int], None],
+        note_injected: Callable[[int], None],
     ) -> None:
+        """`buffer` is where requests are read to; `note_injected` is called with the number of each that libfuse gets,
+        which may answer it long after the buffer has been used again."""
         self.kernel = os.dup(fd)
         os.set_blocking(self.kernel, False)
-        self.buffer = memoryview(bytearray(_BUFFER_BYTES)) if buffer is None else buffer
+        self.buffer = buffer
         self.resent = 0
         self._spin_until_ns = 0
         self._fd, self._init, self._first = fd, init, first
         self._passthrough, self._writable = passthrough, writable
         self._expected = tuple(expected_shape) if expected_shape else None
-        self._on_ready, self._before_wait, self._note_request = on_ready, before_wait, note_request
+        self._on_ready, self._before_wait, self._note_injected = on_ready, before_wait, note_injected
         self._handlers: Mapping[int, RawHandler] = {}
         self._inner, self._outer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._inner, self._outer):
@@ -131,11 +133,11 @@ class Wire:
         while True:
             length = await self._next_request()
             _, opcode, unique, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(self.buffer)
-            self._note_request(unique)
             if unique & messages.UNIQUE_RESEND:
                 self.resent += 1
             handler = self._handlers.get(opcode)
             if handler is None:
+                self._note_injected(unique)
                 self._inject(memoryview(self.buffer)[:length])
                 return
             handler(unique, inode, pid, length)

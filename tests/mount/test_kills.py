@@ -22,6 +22,7 @@ import pytest
 
 from mountkit import mountinfo
 from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, wait_until
+from tests.mount.killing import killed_at_answer, stopped_after_reading
 
 PATIENCE_S = 6.0
 """The longest a single file may take under kills, on a loaded machine."""
@@ -140,6 +141,59 @@ def test_readers_notice_no_death(bucket: Bucket, mountkit: CommandLine, tmp_path
             wait_until(_whole_without(mountkit, directory, pids), seconds=20)
     assert max(slowest) < PATIENCE_S
     assert mountkit.status(directory)["state"] == "ok"
+
+
+def test_what_an_only_server_dies_over_is_answered_although_its_successor_has_much_to_do(
+    bucket: Bucket, mountkit: CommandLine
+) -> None:
+    """[failures-1] Below Linux 6.9. Its successor begins with what came meanwhile."""
+    objects = _fill(bucket, 20, 100)
+    directory = mountkit.mount(bucket.source, "--servers", "1", "--no-passthrough", "--no-resend")
+    for name, data in objects.items():  # from here on the kernel asks for opens only, which need not wait
+        assert (directory / name).read_bytes() == data
+    asked, later = list(objects)[:10], list(objects)[10:]
+    server = mountkit.status(directory)["server_pids"][0]
+    with killed_at_answer(server, 1):
+        asking = [_reading(directory / name) for name in asked]
+        wait_until(lambda: not _lives(server))
+        asking += [_reading(directory / name) for name in later]
+    _answered(asking)
+
+
+def test_what_a_server_has_read_and_not_yet_looked_at_is_answered_after_its_death(
+    bucket: Bucket, mountkit: CommandLine, tmp_path: Path
+) -> None:
+    """[failures-1] Below Linux 6.9. No line of the server's ran since the kernel had handed it the request."""
+    _fill(bucket, 1)
+    directory = mountkit.mount(bucket.source, "--servers", "2", "--no-passthrough", "--no-resend")
+    late, busy = mountkit.status(directory)["server_pids"]
+    os.kill(late, signal.SIGSTOP)
+    for number in range(200):  # so that the requests' numbers are far from those the late server knows
+        assert not (directory / f"none-{number}").exists()
+    os.kill(busy, signal.SIGSTOP)
+    try:
+        with stopped_after_reading(late, tmp_path / "reads") as has_read:
+            os.kill(late, signal.SIGCONT)
+            asking = _reading(directory / "f000")
+            wait_until(has_read)
+            kill(late)
+    finally:
+        os.kill(busy, signal.SIGCONT)
+    _answered([asking])
+
+
+def _reading(path: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL)
+
+
+def _lives(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def _answered(asking: list[subprocess.Popen[bytes]]) -> None:
+    """Fails if one of them gets an error, or no answer in time. (Then it cannot even be killed.)"""
+    deadline = time.monotonic() + 20
+    assert [process.wait(max(0.1, deadline - time.monotonic())) for process in asking] == [0] * len(asking)
 
 
 @pytest.mark.soak

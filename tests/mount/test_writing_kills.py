@@ -7,14 +7,13 @@ kernel has heard nothing. Every answer of an operation is killed in turn: LOOKUP
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.mount.conftest import Bucket, CommandLine, wait_until
+from tests.mount.conftest import Bucket, CommandLine
+from tests.mount.killing import killed_at_answer
 from tests.mount.writing import drain_and_unmount, objects
 
 
@@ -87,22 +86,6 @@ def _shown(d: Path) -> dict[str, object]:
         body = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
         found[str(path.relative_to(d))] = oct(status.st_mode), body, attributes
     return found
-
-
-@contextmanager
-def killed_at_answer(pid: int, number: int) -> Iterator[None]:
-    """The process dies as it enters its `number`th answer from now on."""
-    tracer = subprocess.Popen(
-        ["strace", "-q", "-p", str(pid), "-e", "trace=writev", "-e", f"inject=writev:signal=SIGKILL:when={number}"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        wait_until(lambda: f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{pid}/status").read_text())
-        yield
-    finally:
-        tracer.terminate()
-        tracer.communicate()
 
 
 @pytest.mark.parametrize(

@@ -27,16 +27,15 @@ def test_counters_are_seen_by_every_process_and_added_over_slots(fd: int) -> Non
 
 def test_what_a_server_works_on_is_known_after_its_death(fd: int) -> None:
     server, keeper = SharedMemory(fd), SharedMemory(fd)
-    server.store_newest_unique(1, 500)
-    server.store_in_flight(1, 0, 500)
+    server.request_buffer(1)[:40] = bytes(8) + (500).to_bytes(8, "little") + bytes(24)
     server.store_in_flight(1, 7, 488)
     server.store_in_flight(1, 8, 490)
     server.store_in_flight(1, 8, 0)
-    server.store_in_flight(2, 0, 502)
-    assert keeper.newest_unique(1) == 500
+    server.store_in_flight(2, 1, 502)
+    server.store_in_flight(2, 0, 504)  # no place was left
     assert keeper.in_flight(1) == {500, 488}
     keeper.clear_in_flight(1)
-    assert keeper.in_flight(1) == set()
+    assert keeper.in_flight(1) == {500}
     assert keeper.in_flight(2) == {502}
     assert keeper.counters(1) == ServerCounters()
 

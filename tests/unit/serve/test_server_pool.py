@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from mountkit.errors import MountError
 from mountkit.ipc import Channel, ChannelClosed
 from mountkit.processes import Watched
 from mountkit.serve.server_pool import MISMATCH, ServerPool, _Server
+from mountkit.serve.shared import SharedMemory
 from tests.unit.mover.harness import in_trio
 
 
@@ -62,6 +64,49 @@ async def test_a_server_that_comes_too_late_is_ended_and_its_work_handed_out_aga
     await pool.join({"op": "join", "slot": 1}, Channel(trio.socket.from_stdlib_socket(ours)))
     assert not psutil.pid_exists(process.pid)
     assert handed_out == [1]
+
+
+@in_trio
+async def test_what_a_dead_server_held_is_handed_out_before_the_next_one_of_its_slot_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next one writes its own requests down in the same place. Here a keeper adopts, then a server dies."""
+    pool, happened = ServerPool(2, _nothing), list[tuple[str, int]]()
+
+    def spawn() -> _Server:
+        process = subprocess.Popen(["sleep", "60"])
+        process.returncode = 0  # it is reaped through its pidfd
+        ours, theirs = trio.socket.socketpair()
+        theirs.close()
+        return _Server(Watched(process.pid), Channel(ours))
+
+    async def begin(slot: int, *, first: bool = False) -> None:
+        happened.append(("begin", slot))
+        pool._servers[slot].up.set()
+
+    monkeypatch.setattr(pool, "_spawn", spawn)
+    monkeypatch.setattr(pool, "_begin", begin)
+    monkeypatch.setattr(pool, "_hand_out_again", lambda slot: happened.append(("hand out", slot)))
+    fd = SharedMemory.create()
+    shared = SharedMemory(fd)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run, {}, -1, shared, False, {"shape": [1], "servers_gone": True})
+        assert happened[:2] == [("hand out", 0), ("hand out", 1)]
+        assert sorted(happened[2:]) == [("begin", 0), ("begin", 1)]
+        for slot in (1, 0):
+            happened.clear()
+            pool._servers[slot].watched.kill()
+            while len(happened) < 2:
+                await trio.sleep(0.01)
+            assert happened == [("hand out", slot), ("begin", slot)]
+        nursery.cancel_scope.cancel()
+    pool.kill()
+    for server in pool._servers.values():
+        await server.watched.wait()
+        server.watched.close()
+        server.channel.close()
+    shared.close()
+    os.close(fd)
 
 
 @in_trio

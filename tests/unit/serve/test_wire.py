@@ -14,6 +14,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from mountkit.serve import messages
+from mountkit.serve.shared import SharedMemory
 from mountkit.serve.wire import InitMismatch, Wire
 from tests.unit.mover.harness import in_trio
 
@@ -42,13 +43,14 @@ class Bench:
         self.noted: list[int] = []
         self.waits = 0
         self.handled: list[tuple[int, int, int, int]] = []
-        chosen: dict[str, Any] = {"first": True, "passthrough": False, **options}
+        memory = memoryview(bytearray(1 << 20))
+        chosen: dict[str, Any] = {"first": True, "passthrough": False, "buffer": memory, **options}
         self.wire = Wire(
             self.fd,
             INIT,
             on_ready=self.ready.append,
             before_wait=self._waits,
-            note_request=self.noted.append,
+            note_injected=self.noted.append,
             **chosen,
         )
 
@@ -156,8 +158,33 @@ async def test_a_request_with_a_raw_handler_never_meets_libfuse(make: Callable[.
     length = messages.IN_HEADER.size + 5
     assert b.handled == [(4, 5, 77, length), (6, 5, 77, length)]
     assert b.answers()[1:] == [messages.data_header(unique, 3) + b"abc" for unique in (4, 6)]
-    assert b.noted == [4, 6, 8]
+    assert b.noted == [8], "what was given away leaves the buffer before it is answered"
     assert b.libfuse_reads() == request(STATFS, 8)
+
+
+@in_trio
+async def test_what_the_kernel_has_handed_out_is_known_to_others_before_a_line_of_ours_has_run(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below Linux 6.9 a request that only a dead server knew of would never be answered."""
+    shared_fd = SharedMemory.create()
+    server, keeper = SharedMemory(shared_fd), SharedMemory(shared_fd)
+    os.close(shared_fd)
+    b = make(buffer=server.request_buffer(1))
+    await b.negotiate(init_reply())
+    b.kernel.send(request(messages.LOOKUP, 4, body=b"name\0"))
+    read = os.readv
+
+    def read_and_die(fd: int, buffers: Sequence[memoryview]) -> int:
+        assert read(fd, buffers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "readv", read_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        await b.wire.wait_readable(b.fd)
+    assert keeper.in_flight(1) == {4}
+    assert keeper.in_flight(0) == set()
+    keeper.close()
 
 
 @in_trio
