@@ -9,6 +9,7 @@ from dataclasses import dataclass
 FSTYPE = "fuse.mountkit"
 S3FS_MARK = "s3fs#"
 """What stands before the source of a mount that s3fs serves for us; its type is ours, so that every tool finds it."""
+_MOST_SYMLINKS = 40  # as the kernel follows
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -76,6 +77,23 @@ def resolve(path: str) -> str:
     absolute = os.path.abspath(path)
     parent, name = os.path.split(absolute)
     return os.path.join(os.path.realpath(parent), name) if name else absolute
+
+
+def resolve_all(path: str) -> str:
+    """As `resolve`, with a symlink that is the last part followed, too: the name a mount there has in mountinfo.
+
+    Not realpath: that asks the mount point itself what it is, and nobody may be there to answer.
+    """
+    points = {point.directory for point in mount_points()}
+    for _ in range(_MOST_SYMLINKS):
+        path = resolve(path)
+        if path in points:
+            return path
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            return path  # no symlink, or not there
+    return path
 
 
 def _parse(line: str) -> MountPoint:

@@ -116,7 +116,7 @@ def _resolved(settings: MountSettings) -> MountSettings:
 
     Raises HostError if the driver cannot work here.
     """
-    settings = replace(settings, directory=os.path.realpath(settings.directory))
+    settings = replace(settings, directory=mountinfo.resolve_all(settings.directory))
     chosen = drivers.choose(settings.driver, writable=settings.outputs is not None)
     if chosen.why:
         _note(f"{chosen.why}, so s3fs serves this mount; docs/s3fs.md says what it cannot do")

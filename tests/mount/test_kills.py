@@ -236,6 +236,19 @@ def test_random_deaths_in_a_row(
     assert max(slowest) < 4 * PATIENCE_S  # several may follow each other under one read
 
 
+def test_who_mounts_once_more_does_not_wait_for_the_mounts_servers(bucket: Bucket, mountkit: CommandLine) -> None:
+    """As the keeper of a unit that is started again does: nobody else would start servers that could answer it."""
+    directory = mountkit.mount(bucket.source, "--servers", "1", "--ttl", "0")  # the kernel keeps nothing of the root
+    (server,) = mountkit.status(directory)["server_pids"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        again = mountkit.run("mount", bucket.source, str(directory), "--cache", str(mountkit.cache), timeout=30)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert again.code == 0
+    assert "already" in again.err
+
+
 def test_a_keeper_is_replaced_while_the_bucket_is_away(bucket: Bucket, mountkit: CommandLine) -> None:
     """[failures-1] Keeper and mover die while nobody answers for the bucket; what is cached is read on."""
     objects = _fill(bucket, 10)

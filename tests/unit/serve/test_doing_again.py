@@ -59,7 +59,6 @@ def begin(fd: int, outputs: Outputs) -> tuple[Wire, OutputResponder]:
     wire = Wire(shared)
     files: Any = FakeFiles()
     responder = OutputResponder(wire, outputs.fs, files, shared, 0, passthrough=False)  # type: ignore[arg-type]
-    responder.handlers()
     return wire, responder
 
 
@@ -75,7 +74,7 @@ def test_everything_is_done_again_and_what_libfuse_had_is_asked_once_more(direct
     outputs = Outputs(directory_fd)
     outputs.holds()
     wire, responder = begin(fd, outputs)
-    responder.do_again()
+    responder.do_again(responder.handlers())
     assert answered(wire) == {10: 0, 4: 0, 6: 0, 2: errno.ESTALE}
     assert outputs.names() == ["dir-4", "dir-6", "newest"]
     assert SharedMemory(fd).waiting(0) == []
@@ -92,8 +91,8 @@ def test_a_server_that_dies_while_it_does_things_again_leaves_the_rest_to_the_ne
     wire, responder = begin(fd, outputs)
     wire.dies_at_answer = answer
     with pytest.raises(KeyboardInterrupt):
-        responder.do_again()
+        responder.do_again(responder.handlers())
     successors, responder = begin(fd, outputs)
-    responder.do_again()
+    responder.do_again(responder.handlers())
     assert answered(wire) | answered(successors) == {10: 0, 4: 0, 6: 0, 2: errno.ESTALE}
     assert outputs.names() == ["dir-4", "dir-6", "newest"]
