@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -87,6 +88,46 @@ class Watched:
         if not self._closed:
             self._closed = True
             os.close(self._pidfd)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended, and what it said."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+async def ask(command: Sequence[str], *, patience_s: float) -> Ended | None:
+    """What a short command says; None if it does not end in time. Then it is killed, and not waited for.
+
+    Who waits for an answer that a FUSE server had begun cannot be killed, so trio.run_process would wait for ever.
+    """
+    with _piped(command) as process:
+        watched = Watched(process.pid)
+        ended = False
+        try:
+            with trio.move_on_after(patience_s):
+                code = await watched.wait()
+                ended = True
+        finally:
+            if not ended:
+                watched.kill()
+                reap_later(process.pid)
+            watched.close()
+        if not ended:
+            return None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        return Ended(code, *(stream.read().decode(errors="replace") for stream in (process.stdout, process.stderr)))
+
+
+def _piped(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd="/", env=environment(), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    process.returncode = 0  # it is reaped through its pidfd
+    return process
 
 
 def reap_later(pid: int) -> None:

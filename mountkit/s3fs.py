@@ -178,18 +178,11 @@ class Watcher:
 
     async def _prove(self) -> None:
         """Another process must get an answer from the mount."""
-        with trio.move_on_after(_PROOF_S):
-            done = await trio.run_process(
-                ["stat", "-c", "%d", "--", self.settings.directory],
-                check=False,
-                capture_stdout=True,
-                capture_stderr=True,
-                env=processes.environment(),
-            )
-            if done.returncode == 0:
-                return
-            raise MountError(f"the mount at {self.settings.directory} does not answer: {done.stderr.decode().strip()}")
-        raise MountError(f"the mount at {self.settings.directory} did not answer within {_PROOF_S:g} s")
+        said = await processes.ask(["stat", "-c", "%d", "--", self.settings.directory], patience_s=_PROOF_S)
+        if said is None:
+            raise MountError(f"the mount at {self.settings.directory} did not answer within {_PROOF_S:g} s")
+        if said.code != 0:
+            raise MountError(f"the mount at {self.settings.directory} does not answer: {said.err.strip()}")
 
     # ---- watching ------------------------------------------------------------------------------------------
     async def _serve(self, report: Channel | None) -> bool:

@@ -69,6 +69,7 @@ class Ending:
         if control.rest.is_set():
             log.info("restarting: the session of %s waits for the next keeper", self._mounted.directory)
             with trio.CancelScope(shield=True):
+                await self._supervision.cease()
                 self._servers.kill()
                 await self._mover.goodbye()
             return

@@ -229,14 +229,11 @@ class Keeper:
         """Another process must get an answer from the mount: this one would wait for itself."""
         major, minor = (int(word) for word in self._mounted.device.split(":"))
         command = ["stat", "-c", "%d", "--", self._mounted.directory]
-        with trio.move_on_after(_PROOF_S):
-            done = await trio.run_process(
-                command, check=False, capture_stdout=True, capture_stderr=True, env=processes.environment()
-            )
-            if done.returncode == 0 and done.stdout.strip() == b"%d" % os.makedev(major, minor):
-                return
-            raise MountError(f"the mount at {self._mounted.directory} does not answer: {done.stderr.decode().strip()}")
-        raise MountError(f"the mount at {self._mounted.directory} did not answer within {_PROOF_S:g} s")
+        said = await processes.ask(command, patience_s=_PROOF_S)
+        if said is None:
+            raise MountError(f"the mount at {self._mounted.directory} did not answer within {_PROOF_S:g} s")
+        if said.code != 0 or said.out.strip() != str(os.makedev(major, minor)):
+            raise MountError(f"the mount at {self._mounted.directory} does not answer: {said.err.strip()}")
 
 
 async def _report(report: Channel, body: dict[str, Any]) -> None:

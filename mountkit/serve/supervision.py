@@ -34,6 +34,7 @@ class Supervision:
     def __init__(self, manager: Manager | None) -> None:
         self._manager = manager
         self._kept: KeptSession | None = None
+        self._probing = trio.Semaphore(1)
 
     @classmethod
     def from_environment(cls) -> Supervision:
@@ -78,12 +79,20 @@ class Supervision:
         self._manager.tell("READY=1", f"STATUS={summary(await status())}")
         period_s = min(_PERIOD_S, (self._manager.watchdog_s or _PERIOD_S) / 3)
         while True:
-            if await _answers(directory, period_s):
+            async with self._probing:
+                answers = await _answers(directory, period_s)
+            if answers:
                 self._manager.tell("WATCHDOG=1", f"STATUS={summary(await status())}")
             else:
                 log.warning("the mount at %s does not answer", directory)
                 self._manager.tell(f"STATUS=the mount at {directory} does not answer")
             await trio.sleep(period_s)
+
+    async def cease(self) -> None:
+        """From here on the mount is not probed: a probe that its servers have begun to answer outlives their SIGKILL,
+        and systemd would wait for it before it starts the next keeper, which alone could have it answered."""
+        with trio.move_on_after(_PERIOD_S):
+            await self._probing.acquire()
 
     async def restart_is_ordered(self) -> bool:
         """Whether the SIGTERM that has just come is a restart's: then the session shall stay.
@@ -151,13 +160,5 @@ def summary(status: dict[str, Any]) -> str:
 
 async def _answers(directory: str, patience_s: float) -> bool:
     """Whether a process that can be given up gets an answer: statfs is never answered from the kernel's memory."""
-    with trio.move_on_after(patience_s):
-        done = await trio.run_process(
-            ["stat", "-f", "-c", "%i", "--", directory],
-            check=False,
-            capture_stdout=True,
-            capture_stderr=True,
-            env=processes.environment(),
-        )
-        return done.returncode == 0
-    return False
+    said = await processes.ask(["stat", "-f", "-c", "%i", "--", directory], patience_s=patience_s)
+    return said is not None and said.code == 0

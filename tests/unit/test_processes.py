@@ -1,16 +1,21 @@
-"""Our processes are closed to others of the same user: their memory, and the descriptors they pass on."""
+"""Our processes: closed to others of the same user, and never waited for in vain."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from mountkit import processes
 from mountkit.mover import process as mover
+from mountkit.processes import Ended, Watched
 from mountkit.serve import keeper, server
+from tests.unit.mover.harness import in_trio
 
 _TARGET = """
 import ctypes, os, sys
@@ -54,3 +59,21 @@ def test_every_process_hides_before_it_does_anything(module: ModuleType, monkeyp
     monkeypatch.setattr("os.chdir", lambda _: None)
     with pytest.raises(Hidden):
         module.main()
+
+
+@in_trio
+async def test_a_short_command_is_asked_for_its_code_and_words() -> None:
+    assert await processes.ask(["sh", "-c", "echo out; echo err >&2; exit 3"], patience_s=60) == Ended(
+        3, "out\n", "err\n"
+    )
+
+
+@in_trio
+async def test_a_command_that_cannot_even_be_killed_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that waits for an answer of a FUSE server that died over it."""
+    monkeypatch.setattr(Watched, "kill", lambda _: None)
+    noted = tmp_path / "pid"
+    assert await processes.ask(["sh", "-c", f"echo $$ >{noted}; exec sleep 600"], patience_s=1) is None
+    os.kill(int(noted.read_text()), signal.SIGKILL)

@@ -123,7 +123,7 @@ def test_random_reads_are_answered_by_at_most_eight_bytes_for_one(count: int) ->
 
 def test_a_sequential_reader_begins_no_sweep_of_its_file() -> None:
     """Also where several servers take the kernel's reads ahead, so that they are heard of in another order."""
-    for order in ([0, 1, 2, 3], [1, 0, 3, 2], [3, 0, 2, 1]):
+    for order in ([0, 1, 2, 3], [1, 0, 3, 2], [2, 0, 3, 1]):
         files = LargeFiles()
         blocks = [at + block for at in range(0, 1024, 4) for block in order]
         assert not any(files.read(0.0, 1, block * BLOCK_BYTES, BLOCK_BYTES)[1] for block in blocks), order
