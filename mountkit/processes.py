@@ -142,6 +142,15 @@ async def _reap(pid: int) -> None:
         watched.close()
 
 
+def started(pid: int) -> int:
+    """When a process began, in ticks since the host did: with the pid it names one process for ever. 0: it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def pss_bytes() -> int:
     """This process's share of the machine's memory; what it shares with others counts in parts. About 1 ms."""
     with open("/proc/self/smaps_rollup", encoding="ascii") as lines:

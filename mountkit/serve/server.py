@@ -64,6 +64,7 @@ async def _main(channel_fd: int) -> int:
     def on_ready(negotiated: tuple[int, ...]) -> None:
         if body.get("trial"):
             raise TrialPassed
+        shared.store_server(slot, os.getpid(), processes.started(os.getpid()))
         shape.extend(negotiated)
         ready.set()
 

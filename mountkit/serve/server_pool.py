@@ -143,6 +143,7 @@ class ServerPool:
                 await self._begin(0, first=True)
             for slot in range(self._count):
                 if adopted is not None and slot not in self._joined:
+                    await self._end_absent(slot)
                     self._hand_out_again(slot)
             async with trio.open_nursery() as starting:
                 for slot in range(self._count):
@@ -179,13 +180,30 @@ class ServerPool:
         await server.watched.wait()
         server.watched.close()
         server.channel.close()
-        self._hand_out_again(slot)
+        if self._shared.server(slot)[0] == server.watched.pid:  # else its successor writes there
+            self._hand_out_again(slot)
 
     async def _await_joins(self, patience_s: float = _JOIN_S) -> None:
         with trio.move_on_after(patience_s):
             await self._all_joined.wait()
         self._joining_is_over = True
         self._servers |= self._joined
+
+    async def _end_absent(self, slot: int) -> None:
+        """Ends a server that lives and has not joined: no two may write down their requests in one slot."""
+        pid, started = self._shared.server(slot)
+        if not pid:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            watched = Watched(pid)
+            try:
+                if processes.started(pid) == started:
+                    log.warning("server %d (pid %d) did not join in time: it is ended", slot, pid)
+                    watched.kill()
+                    with trio.move_on_after(_JOIN_S):  # a disk that hangs may keep it
+                        await watched.wait()
+            finally:
+                watched.close()
 
     def troubles(self) -> list[str]:
         """What `status` has to say about servers that cannot serve."""

@@ -70,6 +70,7 @@ class ServerCounters:
 
 
 _COUNTERS = struct.Struct(f"<{len(fields(ServerCounters))}Q")
+_SERVER = struct.Struct("<QQ")  # pid, when it began
 _UNIQUE = struct.Struct("<Q")
 
 
@@ -126,6 +127,15 @@ class SharedMemory:
     def store_counters(self, slot: int, counters: ServerCounters) -> None:
         values = (getattr(counters, f.name) for f in fields(counters))
         _COUNTERS.pack_into(self._memory, slot * _SLOT_BYTES, *values)
+
+    def store_server(self, slot: int, pid: int, started: int) -> None:
+        """Notes which process, begun when, reads requests into the slot's memory from here on."""
+        _SERVER.pack_into(self._memory, slot * _SLOT_BYTES + _COUNTERS.size, pid, started)
+
+    def server(self, slot: int) -> tuple[int, int]:
+        """The process that reads, or read, into the slot's memory; pid 0 if there was none."""
+        pid, started = _SERVER.unpack_from(self._memory, slot * _SLOT_BYTES + _COUNTERS.size)
+        return int(pid), int(started)
 
     def store_in_flight(self, slot: int, place: int, unique: int) -> None:
         """Notes that a server works on a request (0: no more) at one of its places; nothing at place 0."""

@@ -40,6 +40,15 @@ def test_what_a_server_works_on_is_known_after_its_death(fd: int) -> None:
     assert keeper.counters(1) == ServerCounters()
 
 
+def test_the_process_of_a_slot_is_known_after_its_death(fd: int) -> None:
+    server, keeper = SharedMemory(fd), SharedMemory(fd)
+    assert keeper.server(3) == (0, 0)
+    server.store_server(3, 77, 12345)
+    server.store_counters(3, ServerCounters(reads=1, pss_bytes=5))
+    server.store_in_flight(3, 1, 8)
+    assert keeper.server(3) == (77, 12345)
+
+
 def test_all_opens_of_an_inode_share_one_backing_id_until_the_last_release(fd: int) -> None:
     one, other = SharedMemory(fd), SharedMemory(fd)
     closed: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -39,6 +40,15 @@ def stranger(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], socket.s
     process.wait()
 
 
+@pytest.fixture
+def shared() -> Iterator[SharedMemory]:
+    fd = SharedMemory.create()
+    memory = SharedMemory(fd)
+    yield memory
+    memory.close()
+    os.close(fd)
+
+
 @pytest.mark.parametrize("slot", [None, -1, 2, "0"])
 @in_trio
 async def test_a_slot_that_is_none_of_ours_is_refused(slot: object) -> None:
@@ -54,21 +64,43 @@ async def test_a_slot_that_is_none_of_ours_is_refused(slot: object) -> None:
 
 @in_trio
 async def test_a_server_that_comes_too_late_is_ended_and_its_work_handed_out_again(
-    stranger: tuple[subprocess.Popen[bytes], socket.socket], monkeypatch: pytest.MonkeyPatch
+    stranger: tuple[subprocess.Popen[bytes], socket.socket], shared: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, ours = stranger
     pool = ServerPool(2, _nothing)
     pool._shape, pool._joining_is_over = [1], True
     handed_out: list[int] = []
     monkeypatch.setattr(pool, "_hand_out_again", handed_out.append)
+    pool._shared = shared
+    shared.store_server(1, process.pid, processes.started(process.pid))
     await pool.join({"op": "join", "slot": 1}, Channel(trio.socket.from_stdlib_socket(ours)))
     assert not psutil.pid_exists(process.pid)
     assert handed_out == [1]
 
 
+@pytest.mark.parametrize("later", [False, True])
+@in_trio
+async def test_a_server_that_does_not_join_is_ended_unless_another_process_has_its_number(
+    later: bool, shared: SharedMemory
+) -> None:
+    """Its successor would write requests down at the same places."""
+    pool = ServerPool(1, _nothing)
+    pool._shared = shared
+    await pool._end_absent(0)  # nobody has served yet
+    with subprocess.Popen(["sleep", "60"]) as absent:
+        os.kill(absent.pid, signal.SIGSTOP)
+        shared.store_server(0, absent.pid, processes.started(absent.pid) - later)
+        await pool._end_absent(0)
+        if later:
+            assert absent.poll() is None
+            absent.kill()
+    assert not psutil.pid_exists(absent.pid)
+    await pool._end_absent(0)
+
+
 @in_trio
 async def test_what_a_dead_server_held_is_handed_out_before_the_next_one_of_its_slot_begins(
-    monkeypatch: pytest.MonkeyPatch,
+    shared: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one writes its own requests down in the same place. Here a keeper adopts, then a server dies."""
     pool, happened = ServerPool(2, _nothing), list[tuple[str, int]]()
@@ -80,6 +112,9 @@ async def test_what_a_dead_server_held_is_handed_out_before_the_next_one_of_its_
         theirs.close()
         return _Server(Watched(process.pid), Channel(ours))
 
+    async def end_absent(slot: int) -> None:
+        happened.append(("end", slot))
+
     async def begin(slot: int, *, first: bool = False) -> None:
         happened.append(("begin", slot))
         pool._servers[slot].up.set()
@@ -87,12 +122,11 @@ async def test_what_a_dead_server_held_is_handed_out_before_the_next_one_of_its_
     monkeypatch.setattr(pool, "_spawn", spawn)
     monkeypatch.setattr(pool, "_begin", begin)
     monkeypatch.setattr(pool, "_hand_out_again", lambda slot: happened.append(("hand out", slot)))
-    fd = SharedMemory.create()
-    shared = SharedMemory(fd)
+    monkeypatch.setattr(pool, "_end_absent", end_absent)
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.run, {}, -1, shared, False, {"shape": [1], "servers_gone": True})
-        assert happened[:2] == [("hand out", 0), ("hand out", 1)]
-        assert sorted(happened[2:]) == [("begin", 0), ("begin", 1)]
+        assert happened[:4] == [("end", 0), ("hand out", 0), ("end", 1), ("hand out", 1)]
+        assert sorted(happened[4:]) == [("begin", 0), ("begin", 1)]
         for slot in (1, 0):
             happened.clear()
             pool._servers[slot].watched.kill()
@@ -105,8 +139,6 @@ async def test_what_a_dead_server_held_is_handed_out_before_the_next_one_of_its_
         await server.watched.wait()
         server.watched.close()
         server.channel.close()
-    shared.close()
-    os.close(fd)
 
 
 @in_trio
