@@ -245,16 +245,27 @@ def test_at_boot_the_mount_is_there_before_a_service_that_needs_it_and_before_do
         train.sh("rm /etc/systemd/system/needs.service")
 
 
-def test_a_stop_uploads_what_was_written(machine: Machine, seaweed: SeaweedServer) -> None:
+def test_a_stop_uploads_what_was_written_and_a_restart_keeps_its_writer(
+    machine: Machine, seaweed: SeaweedServer
+) -> None:
     place = Place(seaweed, seaweed.client(), uuid.uuid4().hex[:10])
     machine.write("/etc/mountkit/mountkit.yaml", project(place, "writable: true"))
     machine.write(CREDENTIALS, place.credentials, mode=0o600)
     machine.sh(f"mountkit systemd install train --now --credentials {CREDENTIALS}")
     try:
+        slow = "for i in $(seq 60); do echo line $i; sleep 0.1; [ -e /tmp/enough ] && break; done; echo end"
+        writer = machine.start(f"({slow}) > /mnt/train/log")
+        machine.sh("until [ -s /mnt/train/log ]; do sleep 0.1; done")
+        # The new name has the kernel forget what it knew of the root: whoever asks for it asks the servers.
+        machine.sh("touch /mnt/train/new; systemctl restart mountkit@train && touch /tmp/enough")
+        _, err = writer.communicate(timeout=60)
+        assert writer.returncode == 0, err + machine.journal()
         machine.sh("mkdir /mnt/train/d; for i in $(seq 40); do echo $i > /mnt/train/d/$i; done")
         machine.sh("systemctl stop mountkit@train")
     finally:
-        machine.sh("mountkit systemd uninstall train")
+        machine.sh("rm -f /tmp/enough; mountkit systemd uninstall train")
     listed = place.client.list_objects_v2(Bucket="data", Prefix=f"{place.prefix}/")["Contents"]
     keys = {one["Key"].removeprefix(f"{place.prefix}/") for one in listed}
-    assert keys - {"d/"} == {f"d/{n}" for n in range(1, 41)}
+    assert keys - {"d/"} == {"log", "new", *(f"d/{n}" for n in range(1, 41))}
+    log = place.client.get_object(Bucket="data", Key=f"{place.prefix}/log")["Body"].read().decode().splitlines()
+    assert log == [*(f"line {n}" for n in range(1, len(log))), "end"]
