@@ -143,9 +143,10 @@ def ours_or_refused(store: Store, operation: Operation, properties: Properties, 
     ) from error
 
 
-def copy(store: Store, operation: Operation, properties: Properties | None, source: ObjectInfo) -> ObjectInfo:
+def copy(store: Store, operation: Operation, properties: Properties, source: ObjectInfo) -> ObjectInfo:
     """Has the store copy an object that is small enough for one request."""
-    return store.copy_object(source, operation.key, properties)
+    # not read and sent anew: a HEAD does not tell all that describes an object (Content-Encoding, Cache-Control, …)
+    return store.copy_object(source, operation.key, properties, keep_metadata=operation.metadata is None)
 
 
 def source_of(store: Store, operation: Operation) -> ObjectInfo:

@@ -33,7 +33,7 @@ def token_of(journal: str, operation: Operation) -> str:
 
 
 def properties_of(operation: Operation, settings: OutputSettings, journal: str) -> Properties:
-    """For a PUT, or a COPY that gives its target metadata of its own."""
+    """For a PUT or a COPY. A COPY without metadata of its own keeps its source's and takes the rest from here."""
     given = operation.metadata or {}
     metadata: dict[str, str] = {name: str(given[name]) for name in _NUMBERS if name in given}
     if "mtime_ns" in given:

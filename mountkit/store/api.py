@@ -175,12 +175,16 @@ class Store(Protocol):
         """
         ...
 
-    def copy_object(self, source: ObjectInfo, key: bytes, properties: Properties | None = None) -> ObjectInfo:
+    def copy_object(
+        self, source: ObjectInfo, key: bytes, properties: Properties | None = None, *, keep_metadata: bool = False
+    ) -> ObjectInfo:
         """Has the store put what `source` names (at most MAX_COPY_BYTES) under `key`, which may be the same.
 
-        Without `properties` content type and metadata come along; with, these take their place. Where `source.etag`
-        is not empty, raises ObjectChanged if the source is another version by now (some servers do not look).
-        Raises ObjectMissing if there is no source.
+        Without `properties` content type and metadata come along; with, these take their place. With `keep_metadata`
+        all that describes the source comes along, and `properties` say storage class and encryption alone.
+
+        Where `source.etag` is not empty, raises ObjectChanged if the source is another version by now (some servers do
+        not look). Raises ObjectMissing if there is no source.
         """
         ...
 

@@ -144,8 +144,10 @@ class RetryingStore:
             lambda: self.inner.put_object(key, data, properties, if_absent=if_absent, if_match=if_match)
         )
 
-    def copy_object(self, source: ObjectInfo, key: bytes, properties: Properties | None = None) -> ObjectInfo:
-        return self._written(lambda: self.inner.copy_object(source, key, properties))
+    def copy_object(
+        self, source: ObjectInfo, key: bytes, properties: Properties | None = None, *, keep_metadata: bool = False
+    ) -> ObjectInfo:
+        return self._written(lambda: self.inner.copy_object(source, key, properties, keep_metadata=keep_metadata))
 
     def delete_object(self, key: bytes) -> None:
         self._written(lambda: self.inner.delete_object(key))

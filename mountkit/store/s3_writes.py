@@ -49,10 +49,14 @@ class S3Writes:
         self._counts.add("bytes_sent", payload.size)
         return _put_info(key, payload.size, answer, self._learn(answer, payload))
 
-    def copy_object(self, source: ObjectInfo, key: bytes, properties: Properties | None = None) -> ObjectInfo:
+    def copy_object(
+        self, source: ObjectInfo, key: bytes, properties: Properties | None = None, *, keep_metadata: bool = False
+    ) -> ObjectInfo:
         """Copies inside the bucket; see `api.Store.copy_object`."""
         headers = self._copied(source)
-        if properties is not None:
+        if properties is not None and keep_metadata:
+            headers |= {"x-amz-metadata-directive": "COPY", **_placement(properties)}
+        elif properties is not None:
             headers |= {"x-amz-metadata-directive": "REPLACE", **_properties(properties)}
         answer, body = self._write("copy", key, headers=headers, slow=True)
         root = documents.tree(body)
@@ -278,8 +282,12 @@ def _properties(properties: Properties | None) -> dict[str, str]:
     headers = {f"{_META}{name}": value for name, value in properties.metadata.items()}
     if properties.content_type:
         headers["Content-Type"] = properties.content_type
-    if properties.storage_class:
-        headers["x-amz-storage-class"] = properties.storage_class
+    return headers | _placement(properties)
+
+
+def _placement(properties: Properties) -> dict[str, str]:
+    """Storage class and encryption: a copy takes neither from its source."""
+    headers = {"x-amz-storage-class": properties.storage_class} if properties.storage_class else {}
     algorithm, separator, key = properties.sse.partition("aws:kms:")
     if separator:
         headers["x-amz-server-side-encryption"] = "aws:kms"

@@ -16,7 +16,7 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mountkit.errors import ObjectChanged, ObjectMissing, StoreError, StoreUnavailable, UploadMissing
 from mountkit.store.api import MIN_PART_BYTES, Body, Data, ObjectInfo, Page, Part, Properties, UploadInfo
@@ -73,6 +73,8 @@ class MemoryStore:
         self._lost_answers: list[str] = []
         self.uploads: dict[str, _Upload] = {}
         """Begun and neither completed nor aborted, by id."""
+        self.encryption: dict[bytes, str] = {}
+        """What the last write of each key asked for."""
         self._counts = Counters()
         self.gate.set()
 
@@ -178,11 +180,14 @@ class MemoryStore:
         self._happened("put_object", key)
         return info
 
-    def copy_object(self, source: ObjectInfo, key: bytes, properties: Properties | None = None) -> ObjectInfo:
+    def copy_object(
+        self, source: ObjectInfo, key: bytes, properties: Properties | None = None, *, keep_metadata: bool = False
+    ) -> ObjectInfo:
         self._enter("copy_object", key)
         held = self._source(source)
-        if properties is None:
-            properties = Properties(held.info.content_type, held.info.metadata)
+        if properties is None or keep_metadata:
+            asked = properties or Properties()
+            properties = replace(asked, content_type=held.info.content_type, metadata=held.info.metadata)
         info = self._commit(key, held.data, held.info.etag, properties, held.info.checksum, False, "")
         self._happened("copy_object", key)
         return info
@@ -284,6 +289,7 @@ class MemoryStore:
                 dict(properties.metadata),
             )
             self._objects[key] = self._versions[key, info.version_id] = _Held(info, data)
+            self.encryption[key] = properties.sse
             return info
 
     def _source(self, source: ObjectInfo) -> _Held:

@@ -92,6 +92,14 @@ def test_a_copy_has_the_bytes_and_by_default_the_metadata(bench: Bench) -> None:
     assert read(bench.store, held) == content(30_000)
 
 
+def test_a_copy_that_keeps_the_metadata_asks_for_class_and_encryption_alone(bench: Bench) -> None:
+    source = bench.store.put_object(b"from", content(100), PROPERTIES)
+    bench.store.copy_object(source, b"to", Properties("text/x-other", {"other": "1"}, "STANDARD"), keep_metadata=True)
+    held = bench.store.head(b"to")
+    assert held.metadata == PROPERTIES.metadata and held.content_type == PROPERTIES.content_type
+    assert held.storage_class == "STANDARD" and read(bench.store, held) == content(100)
+
+
 def test_a_copy_onto_itself_changes_the_metadata(bench: Bench) -> None:
     source = bench.store.put_object(b"a", content(100), PROPERTIES)
     bench.store.copy_object(source, b"a", Properties("text/plain", {"mode": "33261"}))

@@ -73,6 +73,19 @@ def test_every_amazon_header_is_signed_and_so_are_the_bytes() -> None:
         assert headers["x-amz-meta-mode"] == "33188" and headers["content-type"] == "text/plain"
 
 
+def test_a_copy_that_keeps_the_metadata_says_nothing_of_it_but_class_and_key() -> None:
+    copied = b"<CopyObjectResult><ETag>&quot;e&quot;</ETag></CopyObjectResult>"
+    properties = Properties("text/plain", {"mode": "33188"}, "GLACIER_IR", "aws:kms:key-1")
+    with RawServer(always(answer(200, copied))) as server:
+        info = opened(server).copy_object(ObjectInfo(b"a", 1, ETAG, 0), b"b", properties, keep_metadata=True)
+        headers = server.requests[-1].headers
+    assert info.storage_class == headers["x-amz-storage-class"] == "GLACIER_IR"
+    assert headers["x-amz-server-side-encryption"] == "aws:kms"
+    assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
+    assert headers["x-amz-metadata-directive"] == "COPY"
+    assert not {"content-type", "x-amz-meta-mode"} & set(headers)
+
+
 REFUSALS: list[tuple[int, str, type[StoreError]]] = [
     (403, "AccessDenied", AccessDenied),
     (403, "QuotaExceeded", StoreFull),

@@ -15,7 +15,7 @@ from mountkit.catalog.values import Kind
 from mountkit.errors import AccessDenied, StoreFull, StoreUnavailable
 from mountkit.mover import multipart
 from mountkit.staging.queue import Ending, UploadJournal
-from mountkit.store.api import MIN_PART_BYTES
+from mountkit.store.api import MIN_PART_BYTES, Properties
 from tests.fakes.memory_store import MemoryStore, content
 from tests.unit.mover.harness import in_trio
 from tests.unit.mover.staged import CANCELLED, COPY, DELETE, DONE, FAILED, PENDING, PUT, HandServer, uploading
@@ -228,6 +228,22 @@ async def test_a_copy_onto_itself_changes_metadata_only(directory_fd: int, catal
         seq = bench.queue(COPY, b"a", source_key=b"a", metadata={"mode": 33261})
         await bench.uploads.commit([seq])
         assert bench.store.head(b"a").metadata["mode"] == "33261" and bench.store.data(b"a") == content(50)
+
+
+@in_trio
+@pytest.mark.parametrize("in_parts", [False, True])
+async def test_a_rename_asks_for_class_and_encryption_as_a_put_does(
+    directory_fd: int, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, in_parts: bool
+) -> None:
+    if in_parts:
+        monkeypatch.setattr("mountkit.mover.uploads.MAX_COPY_BYTES", 10)
+    async with uploading(directory_fd, catalog) as bench:
+        bench.set(storage_class="STANDARD_IA", sse="aws:kms:key-1")
+        bench.store.put_object(b"old", content(50), Properties("text/x-own", {"own": "1"}))
+        await bench.uploads.commit([bench.queue(COPY, b"new", source_key=b"old")])
+        held = bench.store.head(b"new")
+        assert (held.storage_class, bench.store.encryption[b"new"]) == ("STANDARD_IA", "aws:kms:key-1")
+        assert (held.content_type, held.metadata["own"]) == ("text/x-own", "1")
 
 
 @in_trio
