@@ -67,8 +67,9 @@ class PushedDirectory:
                 self._queue_some(batch, known)
                 batch.clear()
         self._queue_some(batch, known)
+        # also what is RUNNING: we hold the journal's lock, so that is what a push that was killed left
         gone = [(seq,) for key, (seq, state, *_) in known.items() if key not in found and state in _OPEN]
-        self._db.executemany("UPDATE operation SET state = 4 WHERE seq = ? AND state IN (0, 3)", gone)
+        self._db.executemany("UPDATE operation SET state = 4 WHERE seq = ?", gone)
         self._paths: dict[int, bytes] = dict(self._db.execute("SELECT file, path FROM pushed").fetchall())
         return self.scan
 
