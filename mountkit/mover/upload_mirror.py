@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from mountkit.config import OutputSettings
@@ -21,32 +22,43 @@ class UploadMirror:
     found at its claim at the latest.
     """
 
-    def __init__(self, journal: UploadJournal, order: UploadOrder) -> None:
+    def __init__(
+        self, journal: UploadJournal, order: UploadOrder, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.settings = OutputSettings()
         """As of the last look."""
-        self._journal, self._order = journal, order
+        self._journal, self._order, self._clock = journal, order, clock
         self._last_seq = 0
         self._whole_at: float | None = None
+        self._owed = True
+        """Something has changed since all was compared."""
 
     def distrust(self) -> None:
         """We have changed the journal ourselves: the next look is at all of it."""
-        self._whole_at = None
+        self._whole_at, self._owed = None, True
 
     def look(self) -> bool:
         """Takes over what the server has done since; whether all that is open was compared."""
-        if not self._journal.changed() and self._whole_at is not None:
+        changed, now = self._journal.changed(), self._clock()
+        self._owed |= changed
+        whole = self._owed and now >= self._due_at
+        if not (changed or whole):
             return False
         self._load_settings()
-        now = time.monotonic()
-        pause_s = _WHOLE_S if len(self._order) <= _FEW else _FEW_TIMES * _WHOLE_S
-        whole = self._whole_at is None or now - self._whole_at >= pause_s
         if whole:
-            self._whole_at = now
+            self._whole_at, self._owed = now, False
             self._compare()
         for operation in self._journal.open_operations(after=self._last_seq):
             self._last_seq = operation.seq
             self._order.add(operation)
         return whole
+
+    @property
+    def _due_at(self) -> float:
+        """From when on all may be compared again."""
+        if self._whole_at is None:
+            return 0.0
+        return self._whole_at + (_WHOLE_S if len(self._order) <= _FEW else _FEW_TIMES * _WHOLE_S)
 
     def _compare(self) -> None:
         rows = {operation.seq: operation for operation in self._journal.open_operations()}

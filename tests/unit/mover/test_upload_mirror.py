@@ -1,0 +1,64 @@
+"""How the order of uploads follows the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mountkit.mover.upload_mirror import UploadMirror
+from mountkit.mover.upload_order import UploadOrder
+from mountkit.staging.queue import UploadJournal
+from tests.unit.mover.staged import HandServer
+
+SOON_S, LATER_S = 0.1, 10.0
+
+
+@pytest.fixture
+def server(directory_fd: int) -> Iterator[HandServer]:
+    server = HandServer(directory_fd)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def journal(directory_fd: int, server: HandServer) -> Iterator[UploadJournal]:
+    journal = UploadJournal(directory_fd)
+    yield journal
+    journal.close()
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_what_was_cancelled_just_after_a_comparison_is_found_though_nothing_follows(
+    server: HandServer, journal: UploadJournal
+) -> None:
+    order, clock = UploadOrder(), Clock()
+    mirror = UploadMirror(journal, order, clock=clock)
+    seq = server.stage(b"a", b"x")
+    assert mirror.look() and seq in order
+    server.cancel(seq)
+    clock.now_s += SOON_S
+    assert not mirror.look()
+    clock.now_s += LATER_S
+    assert mirror.look() and seq not in order
+
+
+def test_what_is_new_is_taken_over_at_once_and_nothing_is_compared_without_a_change(
+    server: HandServer, journal: UploadJournal
+) -> None:
+    order, clock = UploadOrder(), Clock()
+    mirror = UploadMirror(journal, order, clock=clock)
+    mirror.look()
+    seq = server.stage(b"a", b"x")
+    clock.now_s += SOON_S
+    assert not mirror.look() and seq in order
+    clock.now_s += LATER_S
+    assert mirror.look()
+    clock.now_s += LATER_S
+    assert not mirror.look()
