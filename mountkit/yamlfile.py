@@ -51,7 +51,7 @@ class Word:
     place: Place
     plain: bool = True
     """Written without quotes: only then may it be a null."""
-    filled: str = ""
+    filled: str = field(default="", repr=False)
     problem: UsageError | None = None
 
     @property

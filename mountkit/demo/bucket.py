@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mountkit.errors import HostError
@@ -43,7 +43,7 @@ class Server:
     process: subprocess.Popen[bytes]
     endpoint: str
     access_key: str
-    secret_key: str
+    secret_key: str = field(repr=False)
     log: str
 
     def stop(self) -> None:

@@ -95,7 +95,7 @@ class RunDefaults:
     input_target: str | None = None
     """Where an input goes that names no place of its own."""
     output_target: str | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     secrets: tuple[Secret, ...] = ()
     mount_options: Mapping[str, str | bool] = field(default_factory=dict)
     """Options of the mounts this run makes, by the names of `mountkit mount`."""
@@ -221,7 +221,7 @@ class ContainerPlan:
     binds: tuple[Bind, ...] = ()
     name: str
     labels: Mapping[str, str]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     entrypoint: tuple[str, ...] = ()
     """Empty: the image's own."""
     tty: bool = False

@@ -12,7 +12,7 @@ import re
 import ssl
 import threading
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -137,7 +137,7 @@ class Access:
     """`scheme://host[:port]`, of the service, not of the bucket."""
     custom_endpoint: bool
     requester_pays: bool = False
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)
     """URL of the proxy, may hold a password; "" for a direct way."""
     ca_bundle: str = ""
     """PEM file that is trusted in addition to the system's roots."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mountkit.config import AWS_CREDENTIAL, PASSWD_CREDENTIAL
@@ -41,7 +41,7 @@ class File:
     """A file that shall be there. A secret's text is never shown."""
 
     path: str
-    text: str
+    text: str = field(repr=False)
     mode: int = 0o644
     secret: bool = False
 
