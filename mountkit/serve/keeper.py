@@ -248,7 +248,7 @@ def _nobody_waits() -> MountError:
 
 
 async def _main(fds: Sequence[int]) -> int:
-    """One descriptor: a channel on which the start comes. See `mounts.start_keeper`."""
+    """One descriptor: a channel on which the start comes, from `mounting` or from a server (`succession`)."""
     channel = Channel.from_fd(fds[0])
     try:
         start = await channel.receive()

@@ -1,21 +1,12 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from trio.testing import MockClock
 
 from tests.unit.serve.inputs import Bench
 from tests.unit.serve.outputs import Outputs
-
-
-@pytest.fixture
-def directory_fd(tmp_path: Path) -> Iterator[int]:
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
 
 
 @pytest.fixture
