@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mountkit import notes
 from mountkit.mounts import MountInfo
-from mountkit.outputs import Output
+
+if TYPE_CHECKING:
+    from mountkit.outputs import Output
 
 
 def size(count: float) -> str:
