@@ -10,12 +10,13 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from mountkit import drivers, ipc, mountinfo, places
-from mountkit.errors import MountError, UsageError
+from mountkit.errors import MountError, MountkitError, UsageError
 from mountkit.mountinfo import MountPoint
 
 _REPLACED_S = 60.0
@@ -49,8 +50,37 @@ def find(path: str) -> MountInfo | None:
 
 
 def list_all() -> list[MountInfo]:
-    """Every mount of this host's view, also those of other users, dead ones included."""
-    return [ask(point) for point in mountinfo.ours()]
+    """Every mount of this host's view, also those of other users, dead ones included.
+
+    All are asked at once: one that does not answer takes seconds, several take no longer. Raises MountkitError where a
+    keeper answers with one.
+    """
+    asked = [_Asked(point) for point in mountinfo.ours()]
+    return [each.answer() for each in asked]
+
+
+class _Asked(threading.Thread):
+    """`ask` on a thread of its own, for which a command that is stopped (Ctrl-C) does not wait."""
+
+    def __init__(self, point: MountPoint) -> None:
+        super().__init__(daemon=True)
+        self._point = point
+        self._answer: MountInfo | MountkitError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._answer = ask(self._point)
+        except MountkitError as exc:
+            self._answer = exc
+
+    def answer(self) -> MountInfo:
+        """Once it is there. Raises MountkitError."""
+        self.join()
+        assert self._answer is not None
+        if isinstance(self._answer, MountkitError):
+            raise self._answer
+        return self._answer
 
 
 def ask(point: MountPoint) -> MountInfo:
