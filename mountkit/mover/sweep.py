@@ -173,7 +173,9 @@ class LargeFiles:
         self._files.move_to_end(object_id)
         if abs(offset - file.end) > SLACK_BYTES:
             file.jumps = [at for at in file.jumps[-BEGIN_READS:] if at > now - _RECENT_S] + [now]
-        file.end = offset + length
+            file.end = 0
+        # the furthest end, not the last: what is heard of late must not make a jump of what follows
+        file.end = max(file.end, offset + length)
         if (part := offset // PART_BYTES) not in file.parts:
             file.parts.add(part)
             file.demanded_bytes += length
