@@ -87,7 +87,7 @@ def install_helpers(directory: str, yes: bool) -> None:
     """Write what `mount -t fuse.mountkit`, fstab and umount call."""
     from mountkit.systemd import install as installation
 
-    if not installation.write(installation.helper_files(directory), _voice(yes)):
+    if not installation.install_helpers(directory, _voice(yes)):
         click.echo(f"the helpers in {directory} are as they shall be")
 
 

@@ -9,7 +9,7 @@ import resource
 import subprocess
 from collections.abc import Iterator
 
-from mountkit import drivers, mountinfo, mounts, places
+from mountkit import drivers, mountinfo, mounts, places, updatedb
 from mountkit.config import MountSettings
 from mountkit.doctor import disk
 from mountkit.doctor.line import Line, Section
@@ -22,7 +22,6 @@ _PASSTHROUGH = (6, 9)
 _FEW_FILES = 4096
 _SMALL_SHM_BYTES = 1 << 30
 _TIME_ERROR = 5
-_UPDATEDB = "/etc/updatedb.conf"
 
 
 def check(settings: MountSettings | None, driver: str = drivers.AUTO) -> Iterator[Line]:
@@ -36,7 +35,7 @@ def check(settings: MountSettings | None, driver: str = drivers.AUTO) -> Iterato
     yield shared_memory()
     yield open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield clock()
-    yield from updatedb()
+    yield from pruned()
     yield from old_mounts()
     if settings is not None:
         yield from disk.check(settings)
@@ -153,19 +152,19 @@ def clock() -> Line:
     return _HOST.fine("clock", "is kept right")
 
 
-def updatedb(path: str = _UPDATEDB) -> Iterator[Line]:
-    """`updatedb` would walk, and so list, every bucket that is mounted."""
+def pruned(path: str = updatedb.CONFIGURATION) -> Iterator[Line]:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read()
     except OSError:
         return
-    pruned = re.search(r'^\s*PRUNEFS\s*=\s*"([^"]*)"', text, re.MULTILINE)
-    if pruned and mountinfo.FSTYPE in pruned[1].split():
+    if updatedb.passes_over(text):
         yield _HOST.fine("updatedb", f"passes {mountinfo.FSTYPE} over")
     else:
         yield _HOST.note(
-            "updatedb", "walks through mounted buckets every day", f"add {mountinfo.FSTYPE} to PRUNEFS in {path}"
+            "updatedb",
+            "walks through mounted buckets every day",
+            f"add {mountinfo.FSTYPE} to PRUNEFS in {path} (`mountkit systemd install-helpers` does)",
         )
 
 

@@ -15,6 +15,7 @@ from mountkit.errors import HostError, UsageError
 from mountkit.project import NamedMount, Project
 from mountkit.systemd import units
 from mountkit.systemd.units import File, Scope
+from mountkit.updatedb import CONFIGURATION, with_ours
 
 HELPERS = ("mount.fuse.mountkit", "mount.mountkit", "umount.fuse.mountkit", "umount.mountkit")
 _SYSTEMCTL_S = 180.0
@@ -47,7 +48,7 @@ def difference(file: File) -> str:
     lines = difflib.unified_diff(
         old.splitlines(keepends=True), file.text.splitlines(keepends=True), file.path, f"{file.path} (new)"
     )
-    return "".join(lines)
+    return "".join(lines).encode("utf-8", "backslashreplace").decode()  # a file of somebody else's may hold any byte
 
 
 def write(files: Sequence[File], voice: Voice) -> bool:
@@ -70,7 +71,7 @@ def _write(file: File) -> None:
     try:
         os.makedirs(directory, mode=0o700 if file.secret else 0o755, exist_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "w", encoding="utf-8") as out:
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as out:
             out.write(file.text)
             os.fchmod(out.fileno(), file.mode)
         os.replace(temporary, file.path)
@@ -80,7 +81,7 @@ def _write(file: File) -> None:
 
 def _read(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError:
         return None
@@ -107,6 +108,16 @@ def remove(paths: Sequence[str], voice: Voice) -> None:
             os.rmdir(os.path.dirname(path))
 
 
+def pruning(path: str = "") -> list[File]:
+    """updatedb's configuration as our mounts want it, where this machine has one.
+
+    It stays so when units and helpers go: mounts made by hand want it, too, and elsewhere it means nothing.
+    """
+    path = os.path.realpath(path or CONFIGURATION)
+    text = _read(path)
+    return [] if text is None else [File(path, with_ours(text), _mode(path))]
+
+
 # ---- units ---------------------------------------------------------------------------------------------------
 def install(
     project: Project, names: Sequence[str], scope: Scope, voice: Voice, *, credentials: str = "", now: bool = False
@@ -120,7 +131,8 @@ def install(
         files += [secret] if secret and secret.text else []
         files.append(units.drop_in(mount, project.path, secret.path if secret else "", scope))
     _tell_what_units_do_not_see(credentials, voice)
-    changed = write(files, voice)
+    changed = bool(changes(files))
+    write([*files, *([] if scope.user else pruning())], voice)
     for mount in mounts:
         if not os.path.lexists(mount.directory):
             os.makedirs(mount.directory, exist_ok=True)
@@ -272,6 +284,19 @@ def _lingers() -> bool:
 
 
 # ---- helpers of mount(8) -------------------------------------------------------------------------------------
+HELPER_DIRECTORY = "/sbin"
+"""Where mount(8) and umount(8) look."""
+
+
+def install_helpers(directory: str, voice: Voice) -> bool:
+    """Has the helpers there; False if all was as it shall be. Another directory than mount(8)'s is a package's to be.
+
+    Raises HostError, UsageError where somebody says no.
+    """
+    host = pruning() if os.path.realpath(directory) == os.path.realpath(HELPER_DIRECTORY) else []
+    return write([*helper_files(directory), *host], voice)
+
+
 def helper_files(directory: str) -> list[File]:
     """The scripts mount(8) and umount(8) look for, by the type of a file system."""
     return [_helper(os.path.join(directory, name), name.partition(".")[0]) for name in HELPERS]

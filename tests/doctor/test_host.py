@@ -49,7 +49,7 @@ def test_updatedb_must_pass_our_mounts_over(tmp_path: Path, text: str | None, ve
     path = tmp_path / "updatedb.conf"
     if text is not None:
         path.write_text(text)
-    assert [line.verdict for line in host.updatedb(str(path))] == verdicts
+    assert [line.verdict for line in host.pruned(str(path))] == verdicts
 
 
 def test_a_line_survives_json_and_wraps_its_way_out() -> None:

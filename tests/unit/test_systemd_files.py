@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mountkit import updatedb
 from mountkit.errors import HostError, UsageError
 from mountkit.project import NamedMount
 from mountkit.systemd import install, units
@@ -131,6 +132,57 @@ def test_a_helper_says_which_of_the_two_was_called(tmp_path: Path) -> None:
         [str(tmp_path / "umount.mountkit"), str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.splitlines()[0]) == (1, f"error: {tmp_path} is not a mount of mountkit")
+
+
+OF_DEBIAN = """PRUNE_BIND_MOUNTS="yes"
+# PRUNENAMES=".git .bzr"
+PRUNEPATHS="/tmp /var/spool"
+PRUNEFS="NFS afs autofs fuse.sshfs"
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (OF_DEBIAN, OF_DEBIAN.replace('sshfs"', 'sshfs fuse.mountkit"')),
+        ('PRUNEFS = ""\n', 'PRUNEFS = "fuse.mountkit"\n'),
+        ('# PRUNEFS="NFS"', '# PRUNEFS="NFS"\nPRUNEFS="fuse.mountkit"\n'),
+        ("", 'PRUNEFS="fuse.mountkit"\n'),
+        ('PRUNEFS="NFS Fuse.Mountkit proc"\n', 'PRUNEFS="NFS Fuse.Mountkit proc"\n'),
+        ("PRUNEFS=NFS # no quotes: not for us to mend\n", "PRUNEFS=NFS # no quotes: not for us to mend\n"),
+    ],
+)
+def test_updatedb_is_told_once_to_pass_our_mounts_over_and_nothing_else(before: str, after: str) -> None:
+    assert updatedb.with_ours(before) == after
+    assert updatedb.with_ours(after) == after
+
+
+def test_updatedbs_file_is_shown_before_it_changes_and_keeps_its_mode_and_its_other_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "updatedb.conf"
+    path.write_bytes(b"# caf\xe9\n" + OF_DEBIAN.encode())
+    path.chmod(0o640)
+    (tmp_path / "link").symlink_to(path)
+    said: list[str] = []
+    assert install.write(install.pruning(str(tmp_path / "link")), voice(said))
+    assert '-PRUNEFS="NFS afs autofs fuse.sshfs"\n+PRUNEFS="NFS afs autofs fuse.sshfs fuse.mountkit"' in said[0]
+    said[0].encode()
+    assert path.read_bytes() == b"# caf\xe9\n" + OF_DEBIAN.replace('sshfs"', 'sshfs fuse.mountkit"').encode()
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert not install.write(install.pruning(str(path)), voice(said))
+    assert install.pruning(str(tmp_path / "not-there")) == []
+
+
+@pytest.mark.parametrize(("directory", "told"), [("sbin", True), ("elsewhere", False)])
+def test_the_helpers_bring_it_where_mount_looks_for_them_and_a_package_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str, told: bool
+) -> None:
+    configuration = tmp_path / "updatedb.conf"
+    configuration.write_text(OF_DEBIAN)
+    monkeypatch.setattr(install, "HELPER_DIRECTORY", str(tmp_path / "sbin"))
+    monkeypatch.setattr(install, "CONFIGURATION", str(configuration))
+    assert install.install_helpers(str(tmp_path / directory), voice([]))
+    assert ("fuse.mountkit" in configuration.read_text()) == told
+    assert not install.install_helpers(str(tmp_path / directory), voice([]))
 
 
 def test_a_directory_nobody_may_write_to_is_named(tmp_path: Path) -> None:
