@@ -119,7 +119,7 @@ def _in_mount(place: Place, details: dict[str, Any], cache: CacheReader, prefix:
         yield "in the mount", f"absent, because `{place.blocked_by}` is no directory there"
         return
     if known is None:
-        yield "in the mount", "nothing is known of it yet: nobody has asked for it"
+        yield "in the mount", "nothing is known of it now: the next look asks the bucket"
         return
     if known.kind is Kind.ABSENT:
         yield "in the mount", f"absent, {_age(known, details)}"
@@ -150,7 +150,7 @@ def _in_bucket(place: Place, now: dict[str, Any], details: dict[str, Any], prefi
             yield "way out", _when(details)
         return
     words = _version(there["etag"], there["version_id"], there["storage_class"], there["mtime_ns"])
-    if now["below"] and not _is_odd(place, prefix):
+    if now["below"] and not _is_odd(place, prefix) and not _shows_the_key(place):
         yield "in the bucket", f"keys below it, and an object of {size(there['size'])}, {words}"
         yield "hidden", f"the directory hides the object; it is at {_hidden_path(details, place.key or b'', prefix)}"
     elif shown is not None and (shown.etag, shown.size) == (there["etag"], there["size"]):
@@ -163,9 +163,14 @@ def _in_bucket(place: Place, now: dict[str, Any], details: dict[str, Any], prefi
         yield "archived", f"{there['storage_class']}: reading fails with EIO until it is restored in the bucket"
 
 
+def _shows_the_key(place: Place) -> bool:
+    """Whether it is a path below `.mountkit/keys/`, where no directory hides an object."""
+    return os.fsencode(place.relative).startswith(names.HIDDEN + b"/")
+
+
 def _is_odd(place: Place, prefix: bytes) -> bool:
     raw = os.fsencode(place.relative)
-    return not raw.startswith(names.HIDDEN + b"/") and names.classify(raw) is names.KeyKind.ODD and bool(prefix or raw)
+    return not _shows_the_key(place) and names.classify(raw) is names.KeyKind.ODD and bool(prefix or raw)
 
 
 def _hidden_path(details: dict[str, Any], key: bytes, prefix: bytes) -> str:

@@ -32,7 +32,7 @@ def test_a_file_is_told_with_its_version_what_is_cached_and_what_the_bucket_says
 ) -> None:
     path = root / "d/large"
     unknown = explained(mountkit, path)
-    assert unknown["in the mount"] == "nothing is known of it yet: nobody has asked for it"
+    assert unknown["in the mount"] == "nothing is known of it now: the next look asks the bucket"
     assert "an object: 5.0 MB" in unknown["in the bucket"]
     assert not path.is_dir()
     found = explained(mountkit, path)
@@ -65,6 +65,21 @@ def test_why_a_path_is_missing(bucket: Bucket, mountkit: CommandLine, root: Path
     hidden = explained(mountkit, root / "d")
     assert "the directory hides the object" in hidden["hidden"]
     assert Path(hidden["hidden"].rpartition(" ")[2]).read_bytes() == b"hidden by the directory"
+
+
+@pytest.mark.parametrize(("key", "name"), [("d", "d"), ("odd//key", "odd%2F%2Fkey"), ("d/small", "d%2Fsmall")])
+def test_what_was_read_below_the_hidden_directory_is_known(
+    bucket: Bucket, mountkit: CommandLine, root: Path, key: str, name: str
+) -> None:
+    path = root / ".mountkit/keys" / name
+    assert "nothing is known of it now" in explained(mountkit, path)["in the mount"]
+    data = path.read_bytes()
+    found = explained(mountkit, path)
+    assert found["key"] == f"s3://data/{bucket.prefix}{key}"
+    assert found["in the mount"].startswith(f"a file of {len(data)} B, known for ")
+    assert found["cached"].startswith(f"{len(data)} B of {len(data)} B")
+    assert found["in the bucket"] == "the same version"
+    assert "hidden" not in found
 
 
 def test_a_replaced_a_deleted_and_a_forbidden_object(bucket: Bucket, mountkit: CommandLine, root: Path) -> None:
