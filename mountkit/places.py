@@ -161,21 +161,34 @@ def _own_directory(parent: str, name: str, *, what: str, shown: str = "") -> int
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent_fd)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+        except OSError as exc:
+            problem = _problem(os.stat(name, dir_fd=parent_fd, follow_symlinks=False))
+            raise _unsafe(what, shown, problem) if problem else _unusable(shown, exc, what) from exc
     except OSError as exc:
         raise _unusable(shown, exc, what) from exc
     finally:
         os.close(parent_fd)
-    status = os.fstat(fd)
-    problem = ""
-    if status.st_uid != os.getuid():
-        problem = f"belongs to user {status.st_uid}, not to you"
-    elif stat.S_IMODE(status.st_mode) & 0o022:
-        problem = f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    problem = _problem(os.fstat(fd))
     if problem:
         os.close(fd)
-        raise HostError(f"the {what} {shown} {problem}", "remove it, or choose another place with --cache")
+        raise _unsafe(what, shown, problem)
     return fd
+
+
+def _problem(status: os.stat_result) -> str:
+    """Why what is there is not safely ours, or ""."""
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISLNK(status.st_mode):
+        return "is a symlink"
+    if status.st_uid != os.getuid():
+        return f"belongs to user {status.st_uid}, not to you"
+    return f"may be written by others (mode {mode:04o})" if mode & 0o022 else ""
+
+
+def _unsafe(what: str, shown: str, problem: str) -> HostError:
+    return HostError(f"the {what} {shown} {problem}", "remove it, or choose another place with --cache")
 
 
 def _unusable(path: str, exc: OSError, what: str = "cache directory") -> HostError:

@@ -26,12 +26,45 @@ def test_a_cache_that_cannot_be_used_is_a_fault_and_nothing_is_made(tmp_path: Pa
     (tmp_path / "file").touch()
     beyond = mount_settings("data", "/m", cache=str(tmp_path / "file/cache"))
     assert [line.verdict for line in disk.check(beyond)] == [Verdict.FAULT]
-    own = tmp_path / f"mountkit-{os.getuid()}"
-    own.mkdir()
-    own.chmod(0o777)
-    shared = mount_settings("data", "/m", cache=str(tmp_path))
-    (line,) = disk.check(shared)
-    assert "may be written by others" in line.text
+
+
+def _of_somebody_else(own: Path) -> None:
+    own.mkdir(0o700)
+    os.chown(own, 12345, 12345)
+
+
+def _linked(own: Path) -> None:
+    own.with_name("elsewhere").mkdir(0o700)
+    own.symlink_to(own.with_name("elsewhere"))
+
+
+def _writable(mode: int) -> Callable[[Path], None]:
+    def make(own: Path) -> None:
+        own.mkdir()
+        own.chmod(mode)
+
+    return make
+
+
+UNSAFE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "somebody else's": (_of_somebody_else, "belongs to user 12345, not to you"),
+    "a symlink": (_linked, "is a symlink"),
+    "a symlink to nowhere": (lambda own: own.symlink_to(own.with_name("nowhere")), "is a symlink"),
+    "writable by a group": (_writable(0o770), "may be written by others (mode 0770)"),
+    "writable by all": (_writable(0o707), "may be written by others (mode 0707)"),
+    "a file": (lambda own: own.write_text(""), "Not a directory"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_cache_that_others_could_tamper_with_is_a_fault_that_says_how(tmp_path: Path, name: str) -> None:
+    make, words = UNSAFE[name]
+    make(tmp_path / f"mountkit-{os.getuid()}")
+    (line,) = disk.check(mount_settings("data", "/m", cache=str(tmp_path)))
+    assert (line.verdict, line.name) == (Verdict.FAULT, "cache")
+    assert words in line.text
+    assert str(tmp_path) in line.text
+    assert "--cache" in line.way_out
 
 
 def test_a_cache_larger_than_its_disk_is_a_note_that_says_what_fits(tmp_path: Path) -> None:

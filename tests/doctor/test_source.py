@@ -96,6 +96,16 @@ def _black_hole(examine: Examine) -> Lines:
         return examine(f"s3://data?endpoint=http://127.0.0.1:{silent.getsockname()[1]}")
 
 
+def _speaks_tls(examine: Examine) -> Lines:
+    with RawServer(lambda _: [answer(200)], tls=server_tls(self_signed(examine.base / "cert.pem"))) as server:
+        return examine(f"s3://data?endpoint={server.endpoint.replace('https:', 'http:')}")
+
+
+def _refuses(status: int, code: str) -> Callable[[Examine], Lines]:
+    """A server that tells the same time as we do, and refuses whatever is signed."""
+    return _answering(answer(status, code=code, headers={"Date": formatdate(usegmt=True)}))
+
+
 def _wrong_region(examine: Examine) -> Lines:
     said = answer(400, code="AuthorizationHeaderMalformed", region="eu-central-1")
     with RawServer(lambda _: [said]) as server:
@@ -154,6 +164,22 @@ MISTAKES: dict[str, tuple[Callable[[Examine, SeaweedServer], Lines], str, tuple[
         lambda d, s: d(_source(s).replace("http:", "https:")),
         "TLS",
         ("does not speak TLS", "http://"),
+    ),
+    "no TLS against a TLS port": (lambda d, _: _speaks_tls(d), "clock", ("speaks TLS", "https://")),
+    "expired token": (
+        lambda d, _: _refuses(400, "ExpiredToken")(d),
+        "list",
+        ("session token", "has expired", "log in again"),
+    ),
+    "a token of another key": (
+        lambda d, _: _refuses(400, "InvalidToken")(d),
+        "list",
+        ("does not accept the session token", "AWS_SESSION_TOKEN"),
+    ),
+    "a clock that only what lies behind the server minds": (
+        lambda d, _: _refuses(403, "RequestTimeTooSkewed")(d),
+        "list",
+        ("clock is off", "refuses signatures", "NTP"),
     ),
     "a certificate nobody signed": (lambda d, _: _self_signed(d), "TLS", ("is not trusted", "AWS_CA_BUNDLE")),
     "no S3 server": (lambda d, _: _answering(answer(200, b"<html>"))(d), "list", ("endpoint",)),
