@@ -10,7 +10,9 @@ to ours, so that a killed test run leaves none behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
 import shutil
 import socket
 import subprocess
@@ -28,16 +30,19 @@ import botocore.exceptions
 START_TIMEOUT_S = 40.0
 
 
+_SERVERS_PORTS = range(15_000, 32_000)
+"""Below what the kernel takes for connections: one of those may hold any other port by the time a server wants it."""
+
+
 def free_ports(count: int) -> list[int]:
-    """`count` loopback ports nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """`count` loopback ports nobody listens on now, and no connection will use."""
+    found: list[int] = []
+    while len(found) < count:
+        port = secrets.choice(_SERVERS_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found += [] if port in found else [port]
+    return found
 
 
 class S3Server:

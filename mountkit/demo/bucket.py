@@ -6,6 +6,7 @@ nothing to anybody (its telemetry is switched off).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -34,6 +35,7 @@ TORN, TWICE = "train/class00/torn.jpg", "train/class00/twice.jpg"
 _ORIGINALS = 150
 _READY_S = 60.0
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
+_SERVERS_PORTS = range(15_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +144,14 @@ def _make_bucket(server: Server) -> None:
 
 
 def _free_ports(number: int) -> list[int]:
-    """Ports that are free now; all are held at once, so that no two are the same."""
-    sockets = [socket.socket() for _ in range(number)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that are free now, and that no connection takes before the server does: the kernel's choice lies above."""
+    found: list[int] = []
+    while len(found) < number:
+        port = secrets.choice(_SERVERS_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found += [] if port in found else [port]
+    return found
 
 
 def fill(server: Server, advance: Callable[[int], None]) -> dict[str, str]:
