@@ -12,9 +12,14 @@ import pytest
 
 from mountkit.errors import EngineError
 from mountkit.run.docker_engine import DockerEngine
+from tests import comparing
 from tests.servers import MotoServer, SeaweedServer
 
 _BUILD = Path(__file__).parents[1] / "containers" / "tiny" / "build.py"
+
+
+def pytest_configure() -> None:
+    comparing.install()
 
 
 @pytest.fixture(scope="session")
