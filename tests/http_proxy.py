@@ -118,7 +118,7 @@ class LoggingProxy:
     """`with LoggingProxy(port) as proxy:` forwards `proxy.url` to 127.0.0.1:port."""
 
     upstream_port: int
-    requests: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list, repr=False)
     fault: Fault | None = None
     rules: list[Rule] = field(default_factory=list)
     port: int = 0

@@ -69,9 +69,9 @@ class Bucket:
 
     name: str
     prefix: str
-    client: Any
+    client: Any = field(repr=False)
     proxy: LoggingProxy
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
 
     def put(self, key: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.name, Key=self.prefix + key, Body=data)
@@ -92,7 +92,7 @@ class CommandLine:
     """`mountkit` as a user runs it, with directories of its own."""
 
     base: Path
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     mounted: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -139,7 +139,8 @@ class CommandLine:
 
     def close(self) -> None:
         for directory in list(self.mounted):
-            self.run("unmount", str(directory), "--force")
+            with contextlib.suppress(subprocess.TimeoutExpired):  # what is left behind is told next, with its name
+                self.run("unmount", str(directory), "--force", timeout=30)
 
 
 def wait_until(what: Callable[[], bool], *, seconds: float = 10.0) -> None:
@@ -148,6 +149,17 @@ def wait_until(what: Callable[[], bool], *, seconds: float = 10.0) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+def settled(count: Callable[[], int], *, seconds: float = 30.0) -> int:
+    """The count once it has stayed the same for a second; fails loudly when it goes on changing."""
+    deadline, last, since = time.monotonic() + seconds, count(), time.monotonic()
+    while time.monotonic() < since + 1.0:
+        assert time.monotonic() < deadline, "it went on changing"
+        time.sleep(0.05)
+        if (now := count()) != last:
+            last, since = now, time.monotonic()
+    return last
 
 
 def kill(pid: int) -> None:
