@@ -21,6 +21,7 @@ from mountkit.mounts import MountInfo
 from mountkit.sources import parse_source
 from mountkit.staging import schema
 from mountkit.staging.schema import OperationKind, OperationState
+from mountkit.staging.tree import Abandoned
 
 _WORDS = {
     OperationState.PENDING: "staged",
@@ -29,6 +30,10 @@ _WORDS = {
     OperationState.FAILED: "failed",
 }
 ABANDONED = "abandoned"
+_ABANDONED = {
+    Abandoned.UNCLOSED: "its writer was killed before it closed the file",
+    Abandoned.TORN: "the power was cut before the disk had all of its bytes",
+}
 _COPY_BYTES = 1 << 20
 
 
@@ -40,7 +45,7 @@ class Output:
     """Below the mount."""
     key: bytes
     state: str
-    """staged, uploading, done, failed, or abandoned: its writer was killed before it closed the file."""
+    """staged, uploading, done, failed, or abandoned: kept, but not to be published; `reason` says why."""
     kind: str
     """put, copy or delete."""
     size: int
@@ -148,9 +153,9 @@ def _output(row: tuple[Any, ...], prefix: bytes, *, uploading: bool) -> Output:
 def _abandoned(db: sqlite3.Connection) -> Iterator[Output]:
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'node'").fetchone():
         return
-    why = "its writer was killed before it closed the file"
-    for path, file in db.execute("SELECT lost_path, file FROM node WHERE abandoned = 1 AND lost_path IS NOT NULL"):
-        yield Output(path, b"", ABANDONED, "put", 0, 0, why, "", "", None, file)
+    rows = db.execute("SELECT lost_path, file, abandoned FROM node WHERE abandoned > 0 AND lost_path IS NOT NULL")
+    for path, file, reason in rows:
+        yield Output(path, b"", ABANDONED, "put", 0, 0, _ABANDONED[Abandoned(reason)], "", "", None, file)
 
 
 def _prefix(settings: dict[str, Any]) -> bytes:

@@ -64,6 +64,7 @@ TEST_PROGRAMS = {
     "zip": Need("zip", "the tests write into mounts with it"),
     "unzip": Need("unzip", "the tests write into mounts with it"),
     "docker-registry": Need("docker-registry", "the tests fetch images from it"),
+    "mkfs.ext4": Need("e2fsprogs", "makes the disk whose power the tests cut"),
     "dbus-daemon": Need("dbus", "through which an ordinary user gets a systemd there"),
 }
 """What only the tests need: a program, and the package that has it."""

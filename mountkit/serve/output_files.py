@@ -121,21 +121,4 @@ class OpenFiles:
         self._tree.remove(node.id)
         if node.file is not None:
             self._journal.forget_file(node.file)
-            self._staging.remove(node.file)
-
-    def become_object(self, node: Node) -> None:
-        """A clean file's bytes are dropped; its dates and attributes stay known while the bucket has that object."""
-        assert node.file is not None
-        key = self._publisher.key_of(node.id)
-        self._tree.change(
-            node.id,
-            kind=int(NodeKind.OBJECT),
-            file=None,
-            mtime_ns=node.put_mtime_ns,
-            size=node.put_size,
-            source_key=key,
-            source_etag=node.etag,
-            object=None,
-        )
-        self._journal.forget_file(node.file)
-        self._staging.remove(node.file)
+            self._staging.doom(node.file)

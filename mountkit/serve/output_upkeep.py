@@ -213,7 +213,7 @@ class Upkeep:
                 if self._overlay.publisher.changed(node) or not self._overlay.names.underlay.is_known_by(node):
                     continue
                 used -= self._overlay.staging.status(file).st_blocks * 512
-                self._files.become_object(node)
+                self._overlay.become_object(node)
         self._overlay.used_bytes = max(0, used)
 
     def _prune(self) -> None:
@@ -262,12 +262,14 @@ class Upkeep:
             if self._journal.commits == last and not writing:
                 continue
             last = self._journal.commits
-            numbers = self._overlay.staging.take_changed()
+            numbers, doomed = self._overlay.staging.take_changed(), self._overlay.staging.take_doomed()
             for ident in writing:
                 node = self._tree.node(ident)
                 if node is not None and node.file is not None:
                     numbers.add(node.file)
             await trio.to_thread.run_sync(self._sync_now, numbers)
+            for number in doomed:
+                self._overlay.staging.remove(number)
 
     def _sync_now(self, numbers: set[int]) -> None:
         try:

@@ -55,6 +55,23 @@ class Overlay:
         self._mover = mover
 
     # ---- nodes ---------------------------------------------------------------------------------------------
+    def become_object(self, node: Node) -> None:
+        """A clean file's bytes are dropped; its dates and attributes stay known while the bucket has that object."""
+        assert node.file is not None
+        key = self.publisher.key_of(node.id)
+        self.tree.change(
+            node.id,
+            kind=int(NodeKind.OBJECT),
+            file=None,
+            mtime_ns=node.put_mtime_ns,
+            size=node.put_size,
+            source_key=key,
+            source_etag=node.etag,
+            object=None,
+        )
+        self.journal.forget_file(node.file)
+        self.staging.remove(node.file)
+
     def fresh(self, ident: int) -> Node:
         """The node as it is now."""
         node = self.tree.node(ident)

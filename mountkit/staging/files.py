@@ -41,6 +41,7 @@ class StagingFiles:
         self._open: OrderedDict[int, int] = OrderedDict()
         self._coarse = _has_coarse_times()
         self._changed: set[int] = set()
+        self._doomed: set[int] = set()
 
     def close(self) -> None:
         for fd in self._open.values():
@@ -98,6 +99,16 @@ class StagingFiles:
         self.release(number)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(str(number), dir_fd=self.directory_fd)
+
+    def doom(self, number: int) -> None:
+        """Closes what is open of it; it may be removed once what takes its place is synced."""
+        self.release(number)
+        self._doomed.add(number)
+
+    def take_doomed(self) -> set[int]:
+        """The files that were doomed since the last call."""
+        doomed, self._doomed = self._doomed, set()
+        return doomed
 
     def numbers(self) -> list[int]:
         """Every staging file there is."""

@@ -143,6 +143,13 @@ class Journal:
         )
         return done.rowcount > 0
 
+    def give_up(self, seq: int | None) -> None:
+        """The operation can never be done: what it needs is lost. A mover that has begun it finds that out, too."""
+        self.db.execute(
+            f"UPDATE operation SET state = ? WHERE seq = ? AND {_OPEN}",  # noqa: S608
+            (int(OperationState.CANCELLED), seq),
+        )
+
     def operation(self, seq: int) -> Operation | None:
         row = self.db.execute(f"SELECT {_COLUMNS} FROM operation WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
         return Operation._make(row) if row else None

@@ -33,12 +33,22 @@ class NodeKind(IntEnum):
     """Its bytes are in the bucket: an object under another name than there, or with other attributes."""
 
 
+class Abandoned(IntEnum):
+    """Why the bytes of a file are kept and not published."""
+
+    UNCLOSED = 1
+    """Its writer was killed before it closed the file."""
+    TORN = 2
+    """A power cut: the disk has not all of them."""
+
+
 # node.in_bucket: whether the bucket holds (or soon may hold) an object under this node's key.
 # node.seq: the newest operation that brings it there, until it was seen DONE; then `etag` and `done_at` are the result.
 # node.put_*: the stamp of the newest PUT that was queued, or of the bytes as they came from the bucket.
 # node.made_at: of a directory, when it was made here (what the bucket has below it was known then: nothing).
 # node.thinned: something was taken out of a directory: is it empty now, so that it needs a marker?
 # node.if_match: the ETag the bucket had under this name when the file took it, "" where it was free.
+# node.abandoned: Abandoned, or 0.
 # node.names: 0 once unlinked. node.lost_path: of abandoned files, where they lay.
 # entry.node NULL: nothing is there; seq is the operation that makes it so in the bucket, since: when it was DONE.
 # handle: what the kernel has open; a server that takes over finds here what the dead one had.

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from mountkit.staging.tree import NODE_BIT
 from tests.unit.serve.outputs import ME, Outputs, W
 
 
@@ -44,6 +45,59 @@ def test_a_mount_whose_staged_bytes_are_lost_says_so_and_goes_on(
     assert after.names() == ["b"]
     assert after.queued() == ["PUT b"]
     assert "are lost" in caplog.text
+
+
+def _tear(out: Outputs, inode: int) -> None:
+    """As a power cut leaves a file whose last bytes had not reached the disk."""
+    out.journal.db.execute("UPDATE node SET put_ctime_ns = put_ctime_ns + 1 WHERE id = ?", (inode & ~NODE_BIT,))
+
+
+def test_torn_bytes_are_kept_and_the_file_that_they_replaced_comes_back(out: Outputs) -> None:
+    out.write("a", b"whole")
+    torn = out.write("tmp", b"torn")
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"a", 0)
+    out.upkeep.look()
+    new = out.write("new", b"torn, too")
+    link = out.do(out.fs.entries.make_symlink, 1, b"link", b"a", ME).inode
+    for inode in (torn, new, link):
+        _tear(out, inode)
+    after = out.again(first=True)
+    after.holds()
+    assert after.names() == ["a", "link"]
+    assert after.queued() == ["PUT link", "PUT a"]
+    place = after.fs.names.lookup(1, b"a")
+    assert place.node is not None
+    assert os.pread(after.fs.files.descriptor(place.node.inode), 9, 0) == b"whole"
+    kept = after.journal.db.execute("SELECT lost_path FROM node WHERE abandoned = 2 ORDER BY 1").fetchall()
+    assert kept == [(b"a",), (b"new",)]
+    later = after.again(first=True)
+    later.holds()
+    assert later.names() == ["a", "link"], "and so they stay"
+
+
+def test_torn_bytes_that_the_bucket_has_are_forgotten(out: Outputs) -> None:
+    inode = out.write("a", b"abc")
+    out.finish('"a"')
+    _tear(out, inode)
+    out.holds("a")
+    after = out.again(first=True)
+    after.holds("a")
+    place = after.fs.names.lookup(1, b"a")
+    assert place.row is not None
+    assert place.row.etag == '"a"'
+    assert after.queued() == []
+
+
+def test_a_file_emptied_to_be_written_anew_is_not_published_empty_after_another_boot(out: Outputs) -> None:
+    inode = out.write("a", b"abc")
+    os.ftruncate(out.fs.files.descriptor(inode), 0)
+    same_boot = out.again(first=True)
+    assert same_boot.queued() == ["PUT a"], "as a local directory would show it"
+    os.ftruncate(same_boot.fs.files.descriptor(same_boot.write("b", b"abc")), 0)
+    same_boot.journal.set_setting("boot", "another")
+    after = same_boot.again(first=True)
+    after.holds()
+    assert after.names() == ["a"]
 
 
 def test_files_that_a_killed_server_never_entered_are_removed(out: Outputs) -> None:

@@ -1,0 +1,155 @@
+"""Power cuts under a writable mount whose cache and staging lie on an ext4 of their own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.faults.power import PoweredDisk, powered_disk
+from tests.mount.conftest import Bucket, CommandLine, content, kill, wait_until
+from tests.mount.writing import objects
+
+_OLD_S = 3.0
+"""What was closed so long before the cut must be there. The mount syncs each second, when the machine lets it."""
+
+
+@pytest.fixture
+def disk(mountkit: CommandLine) -> Iterator[PoweredDisk]:
+    with powered_disk(mountkit.base, mountkit.cache) as made:
+        yield made
+        mountkit.close()
+
+
+def _cut_power(disk: PoweredDisk, mountkit: CommandLine, mounted: Path) -> None:
+    """The disk first, so that nothing that the dying do reaches it; then the machine."""
+    disk.cut()
+    for pid in mountkit.processes():
+        kill(pid)
+    wait_until(lambda: not mountkit.processes())
+    mountkit.unmount(mounted, "--force")
+    disk.take_away()
+    disk.restore()
+    (journal,) = mountkit.cache.glob("mountkit-*/*/journal.db")
+    with closing(sqlite3.connect(journal)) as db, db:
+        db.execute("UPDATE setting SET value = '\"before\"' WHERE name = 'boot'")
+
+
+def _mount_without_bucket(bucket: Bucket, mountkit: CommandLine) -> Path:
+    """A mount that knows its directory and can upload nothing."""
+    mounted = mountkit.mount(bucket.source, "--writable", "--data-budget", "1s")
+    os.listdir(mounted)
+    bucket.proxy.refuse()
+    return mounted
+
+
+def test_what_was_closed_a_moment_before_a_power_cut_comes_to_the_bucket(
+    bucket: Bucket, mountkit: CommandLine, disk: PoweredDisk
+) -> None:
+    """[writing-6]"""
+    count = 60
+    mounted = _mount_without_bucket(bucket, mountkit)
+    (mounted / "d").mkdir()
+    try:
+        for number in range(count):
+            (mounted / "d" / f"{number}").write_bytes(content(number, 30_000))
+        os.rename(mounted / "d" / "3", mounted / "renamed")
+        os.unlink(mounted / "d" / "4")
+        os.symlink("renamed", mounted / "link")
+        time.sleep(_OLD_S)
+        _cut_power(disk, mountkit, mounted)
+    finally:
+        bucket.proxy.listen_again()
+    expected = {f"d/{n}": content(n, 30_000) for n in range(count) if n not in (3, 4)}
+    expected["renamed"] = content(3, 30_000)
+    mounted = mountkit.mount(bucket.source, "--writable")
+    assert {str(p.relative_to(mounted)): p.read_bytes() for p in mounted.rglob("*") if p.is_file()} == expected | {
+        "link": expected["renamed"]
+    }
+    mountkit.unmount(mounted)
+    assert objects(bucket) == expected | {"link": b"renamed"}
+
+
+def test_bytes_that_a_power_cut_has_torn_are_never_published(
+    bucket: Bucket, mountkit: CommandLine, disk: PoweredDisk
+) -> None:
+    """[writing-6] The journal reached the disk, and the bytes that it promises did not."""
+    bucket.put("checkpoint", content(1, 50_000))
+    mounted = _mount_without_bucket(bucket, mountkit)
+    try:
+        (mounted / "old").write_bytes(content(2, 50_000))
+        time.sleep(_OLD_S)
+        with (mounted / "checkpoint.tmp").open("wb") as file:
+            file.write(content(3, 60_000))
+        os.replace(mounted / "checkpoint.tmp", mounted / "checkpoint")
+        (mounted / "new").write_bytes(content(4, 60_000))
+        _stop(mountkit)
+        (journal,) = mountkit.cache.glob("mountkit-*/*/journal.db-wal")
+        _sync(journal)
+        _cut_power(disk, mountkit, mounted)
+    finally:
+        bucket.proxy.listen_again()
+    mounted = mountkit.mount(bucket.source, "--writable")
+    shown = {path.name: path.read_bytes() for path in mounted.iterdir()}
+    assert shown == {"checkpoint": content(1, 50_000), "old": content(2, 50_000)}
+    assert "'new'" in Path(mountkit.status(mounted)["log"]).read_text()
+    mountkit.unmount(mounted)
+    assert objects(bucket) == shown
+    result = mountkit.run("outputs", str(mounted), "--cache", str(mountkit.cache))
+    assert result.code == 0 and "new" in result.out
+
+
+def test_a_power_cut_under_a_writer_leaves_whole_versions_and_none_that_is_old(
+    bucket: Bucket, mountkit: CommandLine, disk: PoweredDisk
+) -> None:
+    """[writing-6] [uploads-3] Files are replaced and written over, and uploaded meanwhile."""
+    mounted = mountkit.mount(bucket.source, "--writable")
+    closed: dict[str, list[tuple[float, bytes]]] = {f"{how}{n}": [] for n in range(6) for how in ("new", "over")}
+    dice = random.Random(6)
+    over = time.monotonic() + 2 * _OLD_S
+    for number in itertools.count():
+        name, data = dice.choice(list(closed)), content(number, 20_000 + number % 1000)
+        path = mounted / name
+        if name.startswith("new"):
+            (mounted / "tmp").write_bytes(data)
+            os.replace(mounted / "tmp", path)
+        else:
+            path.write_bytes(data)
+        closed[name].append((time.monotonic(), data))
+        if time.monotonic() > over:
+            break
+        time.sleep(0.005)  # the disk is small
+    cut_at = time.monotonic()
+    _cut_power(disk, mountkit, mounted)
+    mounted = mountkit.mount(bucket.source, "--writable")
+    mountkit.unmount(mounted)
+    found = objects(bucket)
+    for name, versions in closed.items():
+        old = [n for n, (at, _) in enumerate(versions) if at < cut_at - _OLD_S]
+        # Where a file was emptied to be written anew its old bytes are gone, here as on a local disk.
+        first = old[-1] if old and name.startswith("new") else 0
+        may_be = {data for _, data in versions[first:]} | ({None} if not old or name.startswith("over") else set())
+        assert found.pop(name, None) in may_be, name
+    assert set(found) <= {"tmp"}
+
+
+def _stop(mountkit: CommandLine) -> None:
+    """Nobody syncs any more."""
+    for pid in mountkit.processes():
+        os.kill(pid, signal.SIGSTOP)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
