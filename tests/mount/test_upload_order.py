@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from tests.mount.conftest import Bucket, CommandLine
 from tests.mount.test_uploads import objects, read, unfinished, until
 
+_LATE_S = 8.0
+"""Two intervals until it is clear that a file only grows, the other's TTL, and patience with a machine that is busy."""
 _WRITER = """
 import json, os, sys, time
 base, number, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -32,6 +35,18 @@ import sys, time
 with open(sys.argv[1], "a", buffering=1) as file:
     for number in range(int(sys.argv[2])):
         file.write(f"line {number}\\n")
+        time.sleep(0.1)
+"""
+
+_TRAINER = """
+import logging, os, sys, time
+base = sys.argv[1]
+logging.basicConfig(filename=f"{base}/train.log", filemode="a", format="%(message)s")
+with open(f"{base}/events.out.tfevents.1", "wb") as events:  # as SummaryWriter opens it: not for appending
+    for step in range(int(sys.argv[2])):
+        logging.warning("step %d", step)
+        events.write(step.to_bytes(8, "little") * 20)
+        events.flush()
         time.sleep(0.1)
 """
 
@@ -106,3 +121,36 @@ def test_a_log_is_readable_in_the_bucket_within_the_interval_and_costs_one_reque
     assert len(puts) <= seconds / 2.0 + 2, f"{len(puts)} requests in {seconds:.1f} s"
     mountkit.unmount(mounted)
     assert read(bucket, "train.log").count(b"\n") == 80
+
+
+def test_logs_and_events_are_read_by_another_machine_while_they_grow(
+    bucket: Bucket, mountkit: CommandLine, tmp_path: Path
+) -> None:
+    """[uploads-10] [fresh-1] Its mount never shows but the beginning of what was written, and not much less of it."""
+    mounted = mountkit.mount(bucket.source, "--writable", "--live", "1s")
+    elsewhere = CommandLine(tmp_path / "elsewhere", mountkit.environment)
+    elsewhere.base.mkdir()
+    written: dict[str, list[tuple[float, int]]] = {"train.log": [], "events.out.tfevents.1": []}
+    seen: dict[str, set[int]] = {name: set() for name in written}
+    try:
+        other = elsewhere.mount(bucket.source, "--ttl", "1s")
+        trainer = start(_TRAINER, str(mounted), "100")
+        while trainer.poll() is None:
+            time.sleep(0.2)
+            for name, sizes in written.items():
+                there = (other / name).read_bytes() if (other / name).exists() else b""
+                now = time.monotonic()
+                whole = (mounted / name).read_bytes() if (mounted / name).exists() else b""
+                assert whole.startswith(there)
+                due = [size for at, size in sizes if at < now - _LATE_S]
+                assert len(there) >= max(due, default=0), f"{name} is seen late"
+                sizes.append((now, len(whole)))
+                seen[name].add(len(there))
+        assert all(len(sizes) > 3 for sizes in seen.values())
+        mountkit.unmount(mounted)
+        for name, sizes in written.items():
+            until(lambda name=name: (other / name).stat().st_size == len(read(bucket, name)), "it is seen late")  # type: ignore[misc]
+            assert (other / name).stat().st_size >= sizes[-1][1]
+        elsewhere.unmount(other)
+    finally:
+        elsewhere.close()

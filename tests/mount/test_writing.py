@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -12,6 +13,9 @@ import pytest
 from tests.mount import programs
 from tests.mount.conftest import Bucket, CommandLine, content
 from tests.mount.writing import objects
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 
 
 @pytest.fixture(params=["passthrough", "no-passthrough"])
@@ -62,6 +66,35 @@ def test_objects_of_the_bucket_are_changed_in_every_way(mounted: Path, bucket: B
     mountkit.unmount(mounted)
     assert objects(bucket) == expected | {"old/a.bin": content(3, 10_000)}
     assert int(bucket.head("moded")["Metadata"]["mode"]) == stat.S_IFREG | 0o600
+
+
+def _rename(old: Path, new: Path, flags: int) -> None:
+    """renameat2(2), which Python has not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def test_a_rename_can_be_told_to_replace_nothing(mounted: Path, bucket: Bucket, mountkit: CommandLine) -> None:
+    """[writing-1] [writing-10] Staged files, objects and directories; two names cannot be exchanged."""
+    (mounted / "one").write_bytes(b"one")
+    (mounted / "two").write_bytes(b"two")
+    (mounted / "d").mkdir()
+    for taken in ("two", "old/a.bin", "d", "old"):
+        with pytest.raises(FileExistsError):
+            _rename(mounted / "one", mounted / taken, _RENAME_NOREPLACE)
+        with pytest.raises(FileExistsError):
+            _rename(mounted / "old" / "a.bin", mounted / taken, _RENAME_NOREPLACE)
+        with pytest.raises(OSError) as caught:
+            _rename(mounted / "one", mounted / taken, _RENAME_EXCHANGE)
+        assert caught.value.errno == errno.EINVAL
+    _rename(mounted / "one", mounted / "three", _RENAME_NOREPLACE)
+    _rename(mounted / "old" / "a.bin", mounted / "d" / "b.bin", _RENAME_NOREPLACE)
+    _rename(mounted / "d", mounted / "e", _RENAME_NOREPLACE)
+    mountkit.unmount(mounted)
+    found = {key: body for key, body in objects(bucket).items() if not key.endswith("/")}
+    assert found == {"three": b"one", "two": b"two", "e/b.bin": content(3, 10_000)}
 
 
 def test_what_a_bucket_cannot_keep_is_refused(mounted: Path) -> None:
