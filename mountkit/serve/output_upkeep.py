@@ -57,6 +57,7 @@ class Upkeep:
         with trio.move_on_after(_FINISH_S), contextlib.suppress(sqlite3.Error):
             self.look()
             await self.mark_empty_directories()
+            await self._sync_round([])
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -262,12 +263,17 @@ class Upkeep:
             if self._journal.commits == last and not writing:
                 continue
             last = self._journal.commits
-            numbers, doomed = self._overlay.staging.take_changed(), self._overlay.staging.take_doomed()
-            for ident in writing:
-                node = self._tree.node(ident)
-                if node is not None and node.file is not None:
-                    numbers.add(node.file)
-            await trio.to_thread.run_sync(self._sync_now, numbers)
+            await self._sync_round(writing)
+
+    async def _sync_round(self, writing: list[int]) -> None:
+        """Syncs what was made or opened since the last round, and `writing`; then files go that nothing needs."""
+        numbers, doomed = self._overlay.staging.take_changed(), self._overlay.staging.take_doomed()
+        for ident in writing:
+            node = self._tree.node(ident)
+            if node is not None and node.file is not None:
+                numbers.add(node.file)
+        await trio.to_thread.run_sync(self._sync_now, numbers)
+        with contextlib.suppress(OSError):  # a disk that fails: the sync says so, and the next session clears away
             for number in doomed:
                 self._overlay.staging.remove(number)
 

@@ -49,8 +49,12 @@ class StagingFiles:
         self._open.clear()
         os.close(self.directory_fd)
 
+    def note_changed(self, number: int) -> None:
+        """Its bytes are promised to somebody now."""
+        self._changed.add(number)
+
     def take_changed(self) -> set[int]:
-        """The files that were made or opened since the last call: they may have to be synced."""
+        """The files that were made, opened or promised since the last call: they may have to be synced."""
         changed, self._changed = self._changed, set()
         return changed
 

@@ -58,6 +58,7 @@ class Publisher:
             return None
         key = self.key(entry.parent, entry.name)
         stamp = self._files.settled_stamp(node.file)
+        self._files.note_changed(node.file)
         metadata = _metadata(node, stamp.mtime_ns)
         if not self._clobber:
             metadata["if_match"] = node.etag or node.if_match or ""

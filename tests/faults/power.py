@@ -6,6 +6,7 @@ What had been synced, or what the file system had written by itself, is there af
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import struct
 import subprocess
@@ -27,6 +28,11 @@ class PoweredDisk:
     def restore(self) -> None:
         """Mounts it; ext4 replays its journal."""
         subprocess.run(["mount", "-o", "loop,commit=300", self._image, self.directory], check=True)
+
+    def holds(self, data: bytes) -> bool:
+        """Whether these bytes have reached it, wherever they lie."""
+        with self._image.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as found:
+            return found.find(data) >= 0
 
     def cut(self) -> None:
         """From now on nothing reaches the disk, and whoever uses it gets EIO."""

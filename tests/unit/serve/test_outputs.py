@@ -47,6 +47,14 @@ def test_a_mount_whose_staged_bytes_are_lost_says_so_and_goes_on(
     assert "are lost" in caplog.text
 
 
+def test_a_file_that_is_closed_is_synced_after_that_however_long_it_was_open(out: Outputs) -> None:
+    node, handle = out.do(out.fs.entries.create, 1, b"a", 0o644, W, ME)
+    assert out.staging.take_changed() == {node.file}
+    out.fs.files.write(node.inode, 0, memoryview(b"x"))
+    out.do(out.fs.files.flush, handle, dying=lambda: False)
+    assert out.staging.take_changed() == {node.file}
+
+
 def _tear(out: Outputs, inode: int) -> None:
     """As a power cut leaves a file whose last bytes had not reached the disk."""
     out.journal.db.execute("UPDATE node SET put_ctime_ns = put_ctime_ns + 1 WHERE id = ?", (inode & ~NODE_BIT,))
