@@ -94,6 +94,24 @@ def test_a_writer_killed_in_a_new_file_publishes_nothing(bucket: Bucket, mountki
     assert [path for (path,) in lost] == [b"new-11", b"new-15", b"new-9"]
 
 
+def test_a_program_begun_beside_a_new_file_does_not_stop_the_mount(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[writing-4] execve closes the files of a caller whom nobody can look at meanwhile: we must not wait for that."""
+    mounted = mountkit.mount(bucket.source, "--writable")
+    status = mountkit.status(mounted)  # asked for now: nobody can look at a process that hangs in execve
+    with open(mounted / "new", "wb", buffering=0) as file:
+        file.write(b"half")
+        child = os.posix_spawn("/bin/true", ["true"], {})
+        try:
+            wait_until(lambda: os.waitpid(child, os.WNOHANG) != (0, 0), seconds=10)
+        except AssertionError:
+            for pid in (status["keeper_pid"], status["mover_pid"], *status["server_pids"]):
+                kill(pid)
+            raise
+        file.write(b" whole")
+    drain_and_unmount(mountkit, mounted)
+    assert objects(bucket) == {"new": b"half whole"}
+
+
 @FLAGS
 def test_an_atomic_replace_in_a_loop_shows_one_version_or_the_other(
     bucket: Bucket, mountkit: CommandLine, flag: str
