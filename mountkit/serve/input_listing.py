@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import math
 import time
 from collections import OrderedDict
 from typing import Protocol, TypeVar
@@ -110,7 +109,7 @@ class InputListing:
 
     def fresh_after(self) -> float:
         """The oldest listing a readdir that starts now may show."""
-        return time.time() - self._show.ttl_s if math.isfinite(self._show.ttl_s) else 0.0
+        return self._show.fresh_after(time.time())
 
     def _page(self, inode: int, cookie: int, limit: int, fresh_after: float, *, objects: bool) -> DirectoryPage | None:
         try:

@@ -70,7 +70,7 @@ class InputNames:
         """What `name` in `parent` is, if it is known freshly enough; by default as the TTL asks."""
         now = time.time()
         if fresh_after is None:
-            fresh_after = now - self._show.ttl_s
+            fresh_after = self._show.fresh_after(now)
         try:
             known = self._view.lookup(self.directory_id(parent), name)
         except (CatalogUnavailable, NotNow):
@@ -90,8 +90,7 @@ class InputNames:
     async def lookup(self, parent: int, name: bytes) -> Found:
         """As lookup_now, asking the bucket where need be. Raises FileSystemError."""
         # The mover answers once the name is known as of `fresh`, or says that what is known is all there is.
-        fresh = time.time() - self._show.ttl_s
-        text, fresh = name.decode("latin-1"), max(0.0, fresh)
+        text, fresh = name.decode("latin-1"), self._show.fresh_after(time.time())
         with trio.move_on_after(self._show.metadata_budget_s):
             while True:
                 with contextlib.suppress(NotNow):

@@ -111,7 +111,7 @@ class OutputListing:
         above = self._underlay.catalog_id(directory)
         if above is None:
             return []
-        fresh_after = max(0.0, (reading.started or time.time()) - self._show.ttl_s)
+        fresh_after = self._show.fresh_after(reading.started or time.time())
         while True:
             page = self._bucket.entries_now(above, cookie, fresh_after=fresh_after)
             if page is None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mountkit.serve.messages import Attributes
 
 ROOT = 1
+_VOID_UNTIL = 1.0
 
 
 class FileSystemError(Exception):
@@ -60,3 +61,7 @@ class Presentation:
     data_budget_s: float = 60.0
     metadata_budget_s: float = 10.0
     writable: bool = False
+
+    def fresh_after(self, now: float) -> float:
+        """How new evidence must be to be believed at `now`; what a refresh has declared void, dated 0, never is."""
+        return max(_VOID_UNTIL, now - self.ttl_s)

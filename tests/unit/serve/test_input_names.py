@@ -60,7 +60,18 @@ async def test_with_an_indefinite_ttl_nothing_is_asked_twice(b: Bench) -> None:
     assert (await files.names.lookup(ROOT, b"d")).timeout_s == math.inf
     b.time.tick(1e9)
     assert files.names.lookup_now(ROOT, b"d") is not None
-    assert files.listing.fresh_after() == 0.0
+
+
+@in_trio
+async def test_what_a_refresh_declared_void_is_asked_for_anew_whatever_the_ttl(b: Bench) -> None:
+    """[fresh-1] Also what no listing shows: a name looked up in a directory that was never listed."""
+    b.mover.put(b"d/x", b"abc")
+    files = b.files(ttl_s=math.inf)
+    await files.names.lookup(ROOT, b"d")
+    b.catalog.expire()
+    assert files.names.lookup_now(ROOT, b"d") is None
+    await files.names.lookup(ROOT, b"d")
+    assert b.mover.asked[-1][1]["fresh"] > 0.0
 
 
 @in_trio
