@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
@@ -17,6 +19,7 @@ from mountkit.staging.files import Stamp
 from mountkit.staging.schema import OperationKind, OperationState
 
 _REPLIES: Final = 4096
+_RESERVE_BYTES: Final = 4 << 20
 _TABLES: Final = (
     tree.TABLES
     + """
@@ -46,11 +49,26 @@ class Operation(NamedTuple):
 _COLUMNS: Final = ", ".join(Operation._fields)
 
 
+def _keep_room(db: sqlite3.Connection) -> None:
+    """Makes database and log longer than they need to be, so that a disk that fills up still takes what removes files.
+
+    SQLite writes over both and gives neither back: the pages stay free in the one, the other begins anew after a
+    checkpoint. Where the disk is full now, there is no such room.
+    """
+    with contextlib.suppress(sqlite3.OperationalError):
+        db.execute("CREATE TABLE IF NOT EXISTS reserve (bytes BLOB)")
+        db.execute("INSERT INTO reserve VALUES (zeroblob(?))", (_RESERVE_BYTES,))
+        db.execute("DROP TABLE reserve")
+        schema.checkpoint(db)
+
+
 class Journal:
     """The output server's connection. `changed` is called after each transaction that queued something."""
 
     def __init__(self, state_fd: int, changed: Callable[[], None] = lambda: None) -> None:
         self.db = schema.open_journal(state_fd, _TABLES)
+        if os.stat(f"{schema.FILE}-wal", dir_fd=state_fd).st_size < _RESERVE_BYTES:
+            _keep_room(self.db)
         self.tree = tree.Tree(self.db)
         self._next_file = self._first_free_file()
         self._changed = changed

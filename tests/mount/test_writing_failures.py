@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -17,6 +18,7 @@ import pytest
 
 from mountkit import mountinfo
 from tests.mount.conftest import Bucket, CommandLine, content, kill, wait_until
+from tests.mount.test_disk import tmpfs
 from tests.mount.writing import drain_and_unmount, is_drained, journal, objects
 
 FLAGS = pytest.mark.parametrize("flag", ["--passthrough", pytest.param("--no-passthrough", marks=pytest.mark.soak)])
@@ -191,6 +193,31 @@ def test_a_full_staging_area_is_enospc_and_earlier_files_are_intact(bucket: Buck
     wait_until(takes_more)
     drain_and_unmount(mountkit, mounted)
     assert objects(bucket) == {"early": content(1, 200_000), "late": content(2, 100_000)}
+
+
+@FLAGS
+def test_a_full_disk_is_enospc_and_removing_makes_room(bucket: Bucket, mountkit: CommandLine, flag: str) -> None:
+    """[writing-8] The journal lies on that disk, too: it must take the removal."""
+    with tmpfs(mountkit.cache, "48M"):
+        mounted = _mount(bucket, mountkit, flag)
+        (mounted / "early").write_bytes(content(1, 2_000_000))
+        with pytest.raises(OSError) as caught:
+            with (mounted / "large").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1_000_000))
+        assert caught.value.errno == errno.ENOSPC
+        assert (mounted / "early").read_bytes() == content(1, 2_000_000)
+        os.unlink(mounted / "large")
+
+        def takes_more() -> bool:
+            with contextlib.suppress(OSError):
+                (mounted / "late").write_bytes(content(2, 20_000_000))
+                return True
+            return False
+
+        wait_until(takes_more)
+        drain_and_unmount(mountkit, mounted)
+        assert objects(bucket) == {"early": content(1, 2_000_000), "late": content(2, 20_000_000)}
 
 
 @pytest.mark.timeout(400)
