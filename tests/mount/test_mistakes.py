@@ -378,7 +378,7 @@ CACHES: dict[str, tuple[Callable[[Scene], Path], tuple[str, ...]]] = {
     "below a file": (lambda s: _file(s) / "c", ("cannot be used", "writable directory")),
     "read-only": (lambda _: Path("/proc/sys/mountkit-cache"), ("cannot be used", "writable directory")),
     "another user's": (_other_users, ("belongs to user 65534",)),
-    "a symlink": (_symlink, ("cannot be used",)),
+    "a symlink": (_symlink, ("is a symlink",)),
     "group-writable": (_group_writable, ("may be written by others (mode 0770)",)),
 }
 

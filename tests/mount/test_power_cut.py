@@ -10,7 +10,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -33,15 +33,22 @@ def disk(mountkit: CommandLine) -> Iterator[PoweredDisk]:
 def _cut_power(disk: PoweredDisk, mountkit: CommandLine, mounted: Path) -> None:
     """The disk first, so that nothing that the dying do reaches it; then the machine."""
     disk.cut()
-    for pid in mountkit.processes():
-        kill(pid)
-    wait_until(lambda: not mountkit.processes())
+    wait_until(lambda: not _killed(mountkit), seconds=30)
     mountkit.unmount(mounted, "--force")
     disk.take_away()
     disk.restore()
     (journal,) = mountkit.cache.glob("mountkit-*/*/journal.db")
     with closing(sqlite3.connect(journal)) as db, db:
         db.execute("UPDATE setting SET value = '\"before\"' WHERE name = 'boot'")
+
+
+def _killed(mountkit: CommandLine) -> list[int]:
+    """Who was there to be killed: they start each other anew."""
+    found = list(mountkit.processes())
+    for pid in found:
+        with suppress(ProcessLookupError):
+            kill(pid)
+    return found
 
 
 def _wait_for_sync(disk: PoweredDisk, mounted: Path) -> None:
