@@ -9,7 +9,7 @@ shrinks while it is long. Plain numbers, no clock.
 from __future__ import annotations
 
 _FIRST, _LEAST = 16.0, 4.0
-_SOON_S, _LATE_S = 0.004, 0.012
+_SOON_S, _LATE_S = 0.006, 0.020
 _GROWTH, _SHRINKAGE = 0.5, 0.95
 
 
