@@ -54,6 +54,8 @@ class Output:
     etag: str
     checksum: str
     finished_at: float | None
+    upload_s: float | None
+    """From the first byte sent to the bucket's answer; None where it is not over."""
     file: int | None
 
 
@@ -122,8 +124,8 @@ def listing(place: Place, since: float = 0.0) -> list[Output]:
     with _reading(place.state_directory) as db:
         prefix = _prefix(_settings(db))
         rows = db.execute(
-            "SELECT kind, key, state, size, sent_bytes, error, etag, checksum, finished_at, file FROM operation AS o"
-            " WHERE state <> 4 AND (state IN (0, 1, 3) OR finished_at >= ?)"
+            "SELECT kind, key, state, size, sent_bytes, error, etag, checksum, started_at, finished_at, file"
+            " FROM operation AS o WHERE state <> 4 AND (state IN (0, 1, 3) OR finished_at >= ?)"
             " AND seq = (SELECT max(seq) FROM operation WHERE key = o.key AND state <> 4) ORDER BY seq",
             (since,),
         ).fetchall()
@@ -132,7 +134,7 @@ def listing(place: Place, since: float = 0.0) -> list[Output]:
 
 
 def _output(row: tuple[Any, ...], prefix: bytes, *, uploading: bool) -> Output:
-    kind, key, state, size, sent, error, etag, checksum, finished_at, file = row
+    kind, key, state, size, sent, error, etag, checksum, started_at, finished_at, file = row
     if state == OperationState.RUNNING and not uploading:
         state = OperationState.PENDING  # its mover is gone
     return Output(
@@ -146,6 +148,7 @@ def _output(row: tuple[Any, ...], prefix: bytes, *, uploading: bool) -> Output:
         etag=etag or "",
         checksum=checksum or "",
         finished_at=finished_at,
+        upload_s=finished_at - started_at if finished_at and started_at else None,
         file=file,
     )
 
@@ -155,7 +158,7 @@ def _abandoned(db: sqlite3.Connection) -> Iterator[Output]:
         return
     rows = db.execute("SELECT lost_path, file, abandoned FROM node WHERE abandoned > 0 AND lost_path IS NOT NULL")
     for path, file, reason in rows:
-        yield Output(path, b"", ABANDONED, "put", 0, 0, _ABANDONED[Abandoned(reason)], "", "", None, file)
+        yield Output(path, b"", ABANDONED, "put", 0, 0, _ABANDONED[Abandoned(reason)], "", "", None, None, file)
 
 
 def _prefix(settings: dict[str, Any]) -> bytes:
@@ -170,6 +173,7 @@ def uploaded(place: Place, since: float) -> list[dict[str, Any]]:
             "size": output.size,
             "etag": output.etag,
             "checksum": output.checksum,
+            "upload_seconds": None if output.upload_s is None else round(output.upload_s, 3),
         }
         for output in listing(place, since)
         if output.state == "done" and output.kind != "delete" and not output.key.endswith(b"/")

@@ -272,5 +272,6 @@ def test_two_runs_at_once_on_one_mount_have_a_list_each_and_an_output_in_the_buc
         assert own <= {each["key"].rpartition("/")[2] for each in listed} <= {"a", "b", "c"}, "perhaps the other's, too"
         assert hashlib.sha256(got(f"{where}/input-1.jsonl")).hexdigest() == said["sha256"]
         assert receipt == json.loads(got(f"{where}/receipt.json"))
+        assert all(each["upload_seconds"] > 0 for each in receipt["outputs"][0]["objects"])
         written = [each["key"].rpartition("/")[2] for each in receipt["outputs"][0]["objects"]]
         assert written == (["result"] if "b" in own else [])
