@@ -173,8 +173,9 @@ def test_what_a_server_has_read_and_not_yet_looked_at_is_answered_after_its_deat
     os.kill(busy, signal.SIGSTOP)
     try:
         with stopped_after_reading(late, tmp_path / "reads") as has_read:
-            os.kill(late, signal.SIGCONT)
             asking = _reading(directory / "f000")
+            wait_until(lambda: _waits(asking.pid))  # else its first read finds nothing, and is held for that
+            os.kill(late, signal.SIGCONT)
             wait_until(has_read)
             kill(late)
     finally:
@@ -184,6 +185,13 @@ def test_what_a_server_has_read_and_not_yet_looked_at_is_answered_after_its_deat
 
 def _reading(path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL)
+
+
+def _waits(pid: int) -> bool:
+    """Whether the process waits for an answer of a FUSE server; or sleeps, where the kernel does not say for what."""
+    where = Path(f"/proc/{pid}/wchan").read_text()
+    sleeps = psutil.Process(pid).status() in (psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP)
+    return where == "request_wait_answer" or (where == "0" and sleeps)
 
 
 def _lives(pid: int) -> bool:
