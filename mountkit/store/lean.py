@@ -59,10 +59,12 @@ class Stream:
             raise Unusable
         self.status, self.headers, self.length = status, headers, _length(headers)
         self._connection, self._give_back = connection, give_back
+        self._is_ours = True
 
     def close(self) -> None:
-        """Ends it early; the connection cannot be used again."""
-        self._connection.close()
+        """Ends it early, with its connection; does nothing once it was read to its end and another may use that."""
+        if self._is_ours:
+            self._connection.close()
 
     def pieces(self, size: int) -> Iterator[bytes]:
         """The body in pieces of `size` bytes, of which a slow one may be shorter. Raises NoAnswer, OSError."""
@@ -80,6 +82,7 @@ class Stream:
             if left or not _keeps(self.headers):
                 self.close()
             else:
+                self._is_ours = False
                 self._give_back(self._connection)
 
 

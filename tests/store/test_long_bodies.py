@@ -9,6 +9,7 @@ import pytest
 from mountkit.errors import BadAnswer, MountkitError, ObjectChanged, StoreUnavailable
 from mountkit.store.api import ObjectInfo
 from mountkit.store.bodies import ONE_PIECE_BYTES
+from mountkit.store.lean import LeanHTTP
 from tests.store.raw_server import CLOSE, RawServer, Request, answer
 from tests.store.raw_store import always, opened, said
 
@@ -75,3 +76,28 @@ def test_a_torn_body_is_an_error_after_the_bytes_that_came(then: bytes | threadi
         with pytest.raises(StoreUnavailable):
             got.extend(bytes(chunk) for chunk in opened(server).get(INFO, 0, SIZE).chunks())
         assert BODY.startswith(b"".join(got))
+
+
+@pytest.mark.parametrize("status", [412, 503])
+def test_after_a_refusal_its_connection_serves_the_next_get(status: int) -> None:
+    refused = iter([[answer(status, code="Refused")]])
+    with RawServer(said(lambda request: next(refused, ranged(request)))) as server:
+        store = opened(server)
+        with pytest.raises(MountkitError):
+            store.get(INFO, 1000, 2 * ONE_PIECE_BYTES)
+        for _ in range(2):
+            got = b"".join(store.get(INFO, 1000, 2 * ONE_PIECE_BYTES).chunks())
+            assert got == BODY[1000 : 1000 + 2 * ONE_PIECE_BYTES]
+        assert len({request.target for request in gets(server)}) == 1
+        assert server.connections == 2, "the HEAD's and one for all GETs"
+
+
+def test_closing_a_stream_that_was_read_to_its_end_closes_nobodys_connection() -> None:
+    with RawServer(always(WHOLE)) as server:
+        lean = LeanHTTP("127.0.0.1", server.port, None, 1.0)
+        for _ in range(2):
+            stream = lean.stream("/data/k", {"Host": "x"}, 2.0)
+            assert b"".join(stream.pieces(ONE_PIECE_BYTES)) == BODY
+            stream.close()
+        assert server.connections == 1
+        lean.close()
