@@ -8,6 +8,7 @@ that a server in trouble does not get twice the requests.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -48,10 +49,12 @@ from mountkit.store.signed import SignedHTTP, Timeouts, for_check, let_go
 from mountkit.store.statistics import Counters, StoreStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from obstore import GetOptions
     from urllib3.response import BaseHTTPResponse
+
+    from mountkit.store.lean import Stream
 
 CHECK_S = 10.0
 _VERDICT_S = 1.0
@@ -246,15 +249,10 @@ class S3Store(S3Writes):
         if stream is None:
             self._raise_verdict()
             return self._plain_get(asked, info, offset, length, versioned)
-        try:
+        with self._closed_on_error(stream):
             if stream.status not in (200, 206):
                 raise self._judged(self._wire.refusal_streamed(asked, stream))
             found = _plainly_answered(info, stream.headers, stream.status, offset, length)
-        except StoreError as exc:
-            stream.close()
-            if isinstance(exc, BadAnswer):
-                self._counts.add("errors")
-            raise
         return StreamedBody(found, length, stream, asked, self._wire, self._counts)
 
     def _plain_get(self, asked: answers.Asked, info: ObjectInfo, offset: int, length: int, versioned: bool) -> Body:
@@ -264,18 +262,24 @@ class S3Store(S3Writes):
             response = self._wire.send("GET", asked, query=query, headers=headers)
         except StoreError as exc:
             raise self._judged(exc) from exc.__cause__
-        try:
+        with self._closed_on_error(response):
             if response.status not in (200, 206):
                 raise self._judged(self._wire.refusal(asked, response))
             found = _plainly_answered(info, response.headers, response.status, offset, length)
-        except StoreError as exc:
-            response.close()
-            if isinstance(exc, BadAnswer):
-                self._counts.add("errors")
-            raise
         return PlainBody(found, length, response, asked, self._wire, self._counts)
 
     # ---- errors
+
+    @contextlib.contextmanager
+    def _closed_on_error(self, answer: Stream | BaseHTTPResponse) -> Iterator[None]:
+        """Closes an answer whose head turns out to be none of the object's; one that lies is counted."""
+        try:
+            yield
+        except StoreError as exc:
+            answer.close()
+            if isinstance(exc, BadAnswer):
+                self._counts.add("errors")
+            raise
 
     def _judged(self, error: StoreError) -> StoreError:
         """Counts the error; a transient one is also what other threads that fail now are told."""
