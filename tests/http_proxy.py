@@ -246,8 +246,10 @@ class LoggingProxy:
                 if upstream is None:
                     upstream = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)
                 upstream[1].write(head + body)
-                status = await _pass_answer(upstream[0], writer, method, self._flowing)
-                self.requests.append(Request(method, target, fields.get("range", ""), status))
+                answer = await upstream[0].readuntil(b"\r\n\r\n")
+                # Noted before the client has any of it: who holds the bytes may count their requests at once.
+                self.requests.append(Request(method, target, fields.get("range", ""), int(answer.split(b" ", 2)[1])))
+                await _pass_answer(answer, upstream[0], writer, method, self._flowing)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
@@ -278,9 +280,8 @@ def _fields(head: bytes) -> dict[str, str]:
 
 
 async def _pass_answer(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, flowing: asyncio.Event
-) -> int:
-    head = await reader.readuntil(b"\r\n\r\n")
+    head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, flowing: asyncio.Event
+) -> None:
     status = int(head.split(b" ", 2)[1])
     fields = _fields(head)
     writer.write(head)
@@ -304,4 +305,3 @@ async def _pass_answer(
                 writer.write(data)
                 await writer.drain()
     await writer.drain()
-    return status
