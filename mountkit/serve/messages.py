@@ -10,7 +10,7 @@ import struct
 from typing import NamedTuple
 
 LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, INIT = 1, 2, 3, 14, 15, 18, 26
-INTERRUPT, BATCH_FORGET, READDIRPLUS = 36, 42, 44
+INTERRUPT, IOCTL, BATCH_FORGET, READDIRPLUS = 36, 39, 42, 44
 OPENDIR, READDIR, RELEASEDIR = 27, 28, 29
 UNIQUE_RESEND = 1 << 63
 """Set in `unique` of a request the kernel hands out a second time (Linux 6.9)."""

@@ -73,7 +73,6 @@ class OutputResponder(OnceResponder):
             out.TMPFILE: errno.EOPNOTSUPP,
             out.LSEEK: errno.ENOSYS,
             out.COPY_FILE_RANGE: errno.ENOSYS,
-            out.IOCTL: errno.ENOTTY,
             out.ACCESS: errno.ENOSYS,
             out.STATX: errno.ENOSYS,
         }
@@ -338,10 +337,3 @@ class OutputResponder(OnceResponder):
             self._send_records(unique, size, (messages.directory_entry(*each) for each in entries))
 
         self._ask(unique, pid, page, answer)
-
-    # ---- inside --------------------------------------------------------------------------------------------
-    def _refusal(self, number: int) -> RawHandler:
-        def refuse(unique: int, _inode: int, _pid: int, _length: int) -> None:
-            self._wire.send(messages.failed(unique, number))
-
-        return refuse

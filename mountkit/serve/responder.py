@@ -51,6 +51,8 @@ class Responder:
         files.names.is_barred = shared.is_barred
         self._tasks: trio.Nursery | None = None
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}
+        self._unfinished = 0
+        wire.may_linger = lambda: not self._unfinished
         self._somebody_waits = trio.Event()
         self._listing_started: dict[int, float] = {}
         self._noted_at = -_NOTE_S
@@ -68,9 +70,9 @@ class Responder:
             messages.RELEASEDIR: self._releasedir,
         }
         unanswered = (messages.FORGET, messages.BATCH_FORGET, messages.INTERRUPT)
-        return {opcode: self._guarded(operation) for opcode, operation in answered.items()} | dict.fromkeys(
-            unanswered, self._no_answer
-        )
+        mine = {opcode: self._guarded(operation) for opcode, operation in answered.items()}
+        # Python's open() asks each file whether it is a terminal.
+        return mine | {messages.IOCTL: self._refusal(errno.ENOTTY)} | dict.fromkeys(unanswered, self._no_answer)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as self._tasks:
@@ -281,10 +283,17 @@ class Responder:
             name = what.__qualname__.split(".")[1].strip("_")
             log.info("a %s was answered with %s: %s", name, errno.errorcode.get(number, number), exc.__cause__ or exc)
 
+    def _refusal(self, number: int) -> RawHandler:
+        def refuse(unique: int, _inode: int, _pid: int, _length: int) -> None:
+            self._wire.send(messages.failed(unique, number))
+
+        return refuse
+
     def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
         assert self._tasks is not None
         place = self._places.pop() if self._places else 0
         self._shared.store_in_flight(self._slot, place, unique)
+        self._unfinished += 1
         self._tasks.start_soon(self._finish, unique, place, pid, wait)
 
     async def _finish(self, unique: int, place: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
@@ -296,6 +305,7 @@ class Responder:
             except Exception as exc:
                 self._fail(unique, exc, wait)
             finally:
+                self._unfinished -= 1
                 if self._waiting.get(unique, (0, None))[1] is scope:  # an operation begun again may wait by now
                     del self._waiting[unique]
         if scope.cancelled_caught:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import socket
 import time
 import types
@@ -35,6 +36,10 @@ _TURNS = 16
 
 _SPIN_NS = 30_000
 """A program that writes small files comes back sooner than a turn of trio's loop takes: so long it is waited for."""
+
+_LINGER_S = 0.001
+"""So long a server waits for the next request beside trio's loop, a turn of which costs as much as a request. It waits
+exclusively: a request wakes one server, not all of them."""
 
 RawHandler = Callable[[int, int, int, int], None]
 """Called with (unique, inode, pid, length); the request lies in `Wire.buffer` until the handler returns."""
@@ -67,6 +72,10 @@ class Wire:
         os.set_blocking(self.kernel, False)
         self.buffer = buffer
         self.resent = 0
+        self.may_linger: Callable[[], bool] = lambda: True
+        """Whether no task here waits for its turn."""
+        self._requests = select.epoll()
+        self._requests.register(self.kernel, select.EPOLLIN | select.EPOLLEXCLUSIVE)
         self._spin_until_ns = 0
         self._fd, self._init, self._first = fd, init, first
         self._passthrough, self._writable = passthrough, writable
@@ -131,7 +140,7 @@ class Wire:
             return
         turns = 0
         while True:
-            length = await self._next_request()
+            length = await self._next_request(lingers=turns > 0)
             _, opcode, unique, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(self.buffer)
             if unique & messages.UNIQUE_RESEND:
                 self.resent += 1
@@ -147,12 +156,15 @@ class Wire:
             if turns % _TURNS == 0:
                 await trio.lowlevel.checkpoint()
 
-    async def _next_request(self) -> int:
+    async def _next_request(self, *, lingers: bool) -> int:
+        """Reads it into the buffer; its length. `lingers`: the last request was answered here, and at once."""
         while True:
             try:
                 return os.readv(self.kernel, [self.buffer])
             except BlockingIOError:
                 if self._writable and time.monotonic_ns() < self._spin_until_ns:
+                    continue
+                if lingers and self.may_linger() and self._requests.poll(_LINGER_S):
                     continue
                 self._before_wait()
                 await trio.lowlevel.wait_readable(self.kernel)

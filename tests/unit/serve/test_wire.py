@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -83,7 +85,7 @@ class Bench:
         self.libfuse_writes(reply)
 
     def close(self) -> None:
-        for end in (self.kernel, self.wire._inner, self.wire._outer):
+        for end in (self.kernel, self.wire._inner, self.wire._outer, self.wire._requests):
             end.close()
         os.close(self.wire.kernel)
         os.close(self.fd)
@@ -229,6 +231,45 @@ async def test_while_nothing_comes_the_descriptor_leads_to_the_kernel(make: Call
         b.answers()
         b.libfuse_writes(messages.failed(4, 0))  # a handler that waited answers now
         assert b.answers() == [messages.failed(4, 0)]
+        b.kernel.send(request(STATFS, 6))
+
+
+@in_trio
+async def test_after_an_answer_the_next_request_is_waited_for_beside_trios_loop(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mountkit.serve.wire._LINGER_S", 10.0)
+    b = make()
+    await b.negotiate(init_reply())
+    later = threading.Timer(0.05, b.kernel.send, [request(STATFS, 6)])
+    b.wire.answer_raw({messages.FORGET: lambda *_: later.start()})
+    b.kernel.send(request(messages.FORGET, 4))
+    await b.wire.wait_readable(b.fd)
+    assert b.libfuse_reads() == request(STATFS, 6)
+    assert b.waits == 0
+    later.join()
+
+
+@in_trio
+@pytest.mark.parametrize("first", [messages.FORGET, STATFS], ids=["somebody waits", "libfuse was given one"])
+async def test_while_another_task_has_work_it_gets_its_turn_at_once(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    monkeypatch.setattr("mountkit.serve.wire._LINGER_S", 10.0)
+    b = make()
+    await b.negotiate(init_reply())
+    b.wire.may_linger = lambda: first == STATFS
+    b.wire.answer_raw({messages.FORGET: lambda *_: None})
+    b.kernel.send(request(first, 4))
+    began = time.monotonic()
+    async with trio.open_nursery() as nursery:
+        if first == STATFS:
+            await b.wire.wait_readable(b.fd)
+            b.libfuse_reads()
+        nursery.start_soon(b.wire.wait_readable, b.fd)
+        await wait_all_tasks_blocked()
+        assert b.waits == 1
+        assert time.monotonic() - began < 9.0
         b.kernel.send(request(STATFS, 6))
 
 
