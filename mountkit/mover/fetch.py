@@ -20,7 +20,7 @@ from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectRow
 from mountkit.errors import BadAnswer, MountkitError
 from mountkit.mover.queue import Priority
-from mountkit.store.api import ObjectInfo, Store
+from mountkit.store.api import Body, ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,22 @@ class Wanted:
     def parts(self) -> range:
         return parts_of(0, self.row.size)
 
+    @property
+    def info(self) -> ObjectInfo:
+        row = self.row
+        return ObjectInfo(row.key, row.size, row.etag, row.mtime_ns, row.storage_class, row.version_id)
+
+
+class Source(Protocol):
+    """The store behind its retries (`store.retry`)."""
+
+    def get(self, info: ObjectInfo, offset: int, length: int, *, spent_s: float = 0.0) -> Body: ...
+
 
 class Host(Protocol):
     """Whom a fetch works for. `landed`, `ended` and `from_thread` are called on the queue's thread."""
 
-    store: Store
+    store: Source
     cache: CacheWriter
     on_version: Callable[[int, str], None]
     on_cache_trouble: Callable[[Exception], None]
@@ -85,6 +96,8 @@ class Fetch:
         """The parts that had not landed when it ended with `error`."""
         self.changed = trio.Event()
         """Set, and replaced by a new one, whenever some of the parts have landed or the fetch has ended."""
+        self.begun_at = self.spent_s = 0.0
+        """When the joint thread took it, and how long it has tried in vain."""
         self._host = host
 
     def __repr__(self) -> str:
@@ -93,11 +106,29 @@ class Fetch:
     def bytes_of(self, parts: range) -> int:
         return min(parts.stop * PART_BYTES, self.wanted.row.size) - parts.start * PART_BYTES
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether it is for all of a small object, which can be had with less ado."""
+        row = self.wanted.row
+        return 0 < row.size <= BLOCK_BYTES and self.parts == self.wanted.parts and not self.around_cache
+
     def run(self) -> None:
         """On a queue thread."""
+        self._end_after(self._stream)
+
+    def got(self, data: memoryview, version_id: str) -> None:
+        """Somebody else has made the GET, and this is all of the object. On any thread."""
+
+        def land() -> None:
+            self._note_version(version_id)
+            self._land(0, data)
+
+        self._end_after(land)
+
+    def _end_after(self, act: Callable[[], None]) -> None:
         error: MountkitError | None = None
         try:
-            self._stream()
+            act()
         except MountkitError as exc:
             error = exc
         except Exception as exc:
@@ -107,17 +138,20 @@ class Fetch:
 
     def _stream(self) -> None:
         row = self.wanted.row
-        info = ObjectInfo(row.key, row.size, row.etag, row.mtime_ns, row.storage_class, row.version_id)
         offset = self.parts.start * PART_BYTES
-        body = self._host.store.get(info, offset, min(self.parts.stop * PART_BYTES, row.size) - offset)
-        if body.info.version_id and body.info.version_id != row.version_id:
-            version = body.info.version_id
-            self._host.from_thread(lambda: self._host.on_version(row.id, version))
+        length = min(self.parts.stop * PART_BYTES, row.size) - offset
+        body = self._host.store.get(self.wanted.info, offset, length, spent_s=self.spent_s)
+        self._note_version(body.info.version_id)
         chunks: Iterable[memoryview] = body.chunks()
         if row.size <= BLOCK_BYTES:  # a small object is one record, however many pieces it comes in
             pieces = list(chunks)
             chunks = pieces if len(pieces) == 1 else [memoryview(b"".join(pieces))]
         self._land_parts(chunks)
+
+    def _note_version(self, version_id: str) -> None:
+        row = self.wanted.row
+        if version_id and version_id != row.version_id:
+            self._host.from_thread(lambda: self._host.on_version(row.id, version_id))
 
     def _land_parts(self, chunks: Iterable[memoryview]) -> None:
         """Lands whole parts straight from the chunks; only a part that two chunks share is copied together."""

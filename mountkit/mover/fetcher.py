@@ -19,10 +19,9 @@ from mountkit.cache.faults import CacheBroken, CacheFull
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectRow
 from mountkit.errors import MountkitError
-from mountkit.mover.fetch import Arrival, Fetch, Wanted, parts_of
+from mountkit.mover.fetch import Arrival, Fetch, Source, Wanted, parts_of
 from mountkit.mover.memory import MemoryParts
 from mountkit.mover.queue import FetchQueue, Priority
-from mountkit.store.api import Store
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 3
@@ -39,9 +38,9 @@ class Fetcher:
 
     def __init__(
         self,
-        store: Store,
+        store: Source,
         cache: CacheWriter,
-        queue: FetchQueue,
+        queue: FetchQueue[Fetch],
         *,
         on_failure: Callable[[ObjectRow, MountkitError], None],
         on_version: Callable[[int, str], None],
@@ -143,7 +142,7 @@ class Fetcher:
         for part in fetch.parts:
             self._in_flight[content, part] = fetch
         self._coming_bytes += fetch.bytes_of(fetch.parts)
-        self._queue.put(fetch)
+        self._queue.put(fetch, joint=fetch.is_joint)
         return fetch
 
     def gather(self, wanted: Wanted, offset: int, length: int) -> bytes | None:

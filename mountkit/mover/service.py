@@ -20,9 +20,10 @@ from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged, ObjectMissing, UsageError
 from mountkit.ipc import Message, Progress
 from mountkit.mover.ahead import ListingAhead
-from mountkit.mover.fetch import Wanted, parts_of
+from mountkit.mover.fetch import Fetch, Wanted, parts_of
 from mountkit.mover.fetcher import Fetcher
 from mountkit.mover.inquiry import inquire
+from mountkit.mover.joint import JointThread
 from mountkit.mover.outputs import Outputs
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.mover.readahead import MAX_WINDOW_BYTES, Readahead
@@ -50,7 +51,7 @@ class Service:
     ) -> None:
         self._settings, self._catalog, self._cache, self._store = settings, catalog, cache, store
         self._region = region
-        self._queue = FetchQueue()
+        self._queue: FetchQueue[Fetch] = FetchQueue()
         self.lister = Lister(catalog, store, ttl_s=settings.ttl_s, probe=store.inner)
         self.fetcher = Fetcher(
             store,
@@ -62,6 +63,8 @@ class Service:
             on_landed=self._landed,
         )
         store.on_slow_down = self._queue.slow_down
+        if (gets := store.many()) is not None:
+            JointThread(self._queue, gets, on_success=store.works).start()
         self.outputs = Outputs(settings, state_fd, store, catalog, self.lister, self.fetcher)
         self._readahead = Readahead()
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)

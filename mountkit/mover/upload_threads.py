@@ -47,7 +47,7 @@ class UploadThreads:
 
     def __init__(self, on_news: Callable[[], None]) -> None:
         self._on_news = on_news
-        self._queue = FetchQueue(max_threads=MAX_THREADS)
+        self._queue: FetchQueue[_Job] = FetchQueue(max_threads=MAX_THREADS)
         self._arrived: deque[Callable[[], None]] = deque()
         self._woken = False
         self._token = trio.lowlevel.current_trio_token()

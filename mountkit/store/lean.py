@@ -153,9 +153,10 @@ class LeanHTTP:
         while (kept := self._take()) is not None:
             with contextlib.suppress(NoAnswer, ConnectionError):
                 return _closing_on_error(act, kept)
-        return _closing_on_error(act, self._connect())
+        return _closing_on_error(act, self.connect())
 
-    def _connect(self) -> socket.socket:
+    def connect(self) -> socket.socket:
+        """A new connection, the caller's. Raises Unusable."""
         try:
             connection = socket.create_connection(self._address, timeout=self._connect_s)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

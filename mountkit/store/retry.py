@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from mountkit.errors import (
     AccessDenied,
@@ -29,6 +29,9 @@ from mountkit.errors import (
 from mountkit.store.api import Body, Data, ObjectInfo, Page, Part, Properties, Store, UploadInfo
 from mountkit.store.statistics import Counters, StoreStatistics
 
+if TYPE_CHECKING:
+    from mountkit.store.s3_many import ManyGets
+
 T = TypeVar("T")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 8.0
 _TROUBLE_S = 60.0
@@ -41,6 +44,11 @@ class _Counting(Protocol):
 
 
 @runtime_checkable
+class _GettingMany(Protocol):
+    def many(self) -> ManyGets[Any] | None: ...
+
+
+@runtime_checkable
 class _Refreshing(Protocol):
     def refresh_credentials(self) -> bool: ...
 
@@ -48,10 +56,11 @@ class _Refreshing(Protocol):
 class _Attempts:
     """One operation's tries: `after(error)` waits and returns, or raises."""
 
-    def __init__(self, store: RetryingStore, budget_s: float) -> None:
+    def __init__(self, store: RetryingStore, budget_s: float, *, spent_s: float = 0.0) -> None:
         self._store, self._budget_s = store, budget_s
         self._refreshed = False
         self.progress()
+        self._deadline -= spent_s
 
     def progress(self) -> None:
         self._tries = 0
@@ -124,10 +133,15 @@ class RetryingStore:
             _Attempts(self, self.metadata_budget_s),
         )
 
-    def get(self, info: ObjectInfo, offset: int, length: int) -> Body:
-        attempts = _Attempts(self, self.budget_s)
+    def get(self, info: ObjectInfo, offset: int, length: int, *, spent_s: float = 0.0) -> Body:
+        """See `api.Store.get`. `spent_s`: so much of the budget was spent on it before."""
+        attempts = _Attempts(self, self.budget_s, spent_s=spent_s)
         body = self.opened(info, offset, length, attempts)
         return _ResumingBody(self, body, info, offset, length, attempts)
+
+    def many(self) -> ManyGets[Any] | None:
+        """The inner store's way to get many small objects at once, not asked again: `get` is for what it fails at."""
+        return self.inner.many() if isinstance(self.inner, _GettingMany) else None
 
     # ---- writing
 

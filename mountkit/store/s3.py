@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import obstore.exceptions
@@ -44,6 +44,7 @@ from mountkit.store.bounded import within
 from mountkit.store.etags import made_up_etag, normal_etag
 from mountkit.store.fast import fast_store
 from mountkit.store.keys import plain_name, quoted
+from mountkit.store.s3_many import ManyGets
 from mountkit.store.s3_writes import S3Writes
 from mountkit.store.signed import SignedHTTP, Timeouts, for_check, let_go
 from mountkit.store.statistics import Counters, StoreStatistics
@@ -147,6 +148,13 @@ class S3Store(S3Writes):
                     self._fast = fast_store(self.access, self._wallet, self._timeouts)
                 self._refreshed_at = time.monotonic()
             return self._refresh_helped
+
+    def many(self) -> ManyGets[Any] | None:
+        """A way to get whole small objects many at once; None where requests do not go straight to the server."""
+        connections = self._wire.connections
+        if connections is None:
+            return None
+        return ManyGets(self.access, self._wallet, connections, self._counts, patience_s=self._timeouts.stall_s)
 
     # ---- listing and HEAD
 

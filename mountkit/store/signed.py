@@ -140,6 +140,11 @@ class SignedHTTP:
             raise answers.unreached(asked, exc) from exc
 
     @property
+    def connections(self) -> LeanHTTP | None:
+        """Where connections straight to the server come from; None where requests do not go straight to it."""
+        return self._lean
+
+    @property
     def streams(self) -> bool:
         """Whether `stream` is a way to this server."""
         return self._lean is not None and self._lean.streams

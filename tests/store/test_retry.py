@@ -90,6 +90,15 @@ def test_the_budget_runs_from_the_start_so_a_black_hole_costs_no_more() -> None:
     assert f.clock.now - 100 == 10.0, "what fails at once is tried to the end"
 
 
+def test_what_was_spent_on_a_get_before_counts() -> None:
+    f = Fixture()
+    info = f.inner.put(b"a", b"x")
+    f.inner.fail_next(StoreUnavailable("refused"), times=10**6)
+    with pytest.raises(StoreUnavailable, match="tried for 60 s"):
+        f.store.get(info, 0, 1, spent_s=45.0)
+    assert f.clock.now - 100 == 15.0
+
+
 def test_trouble_names_what_keeps_bytes_from_coming_until_they_come() -> None:
     f = Fixture()
     info = f.inner.put(b"a", b"x")

@@ -104,7 +104,7 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_most_urgent_job_runs_first_and_a_promoted_one_only_once() -> None:
-    queue, log, gate = FetchQueue(max_threads=1), list[_Job](), threading.Event()
+    queue, log, gate = FetchQueue[_Job](max_threads=1), list[_Job](), threading.Event()
     blocker = _Job(Priority.DEMAND, log, gate)
     queue.put(blocker)
     sweep, ahead, late = (_Job(p, log) for p in (Priority.SWEEP, Priority.READAHEAD, Priority.SWEEP))
@@ -119,7 +119,7 @@ def test_the_most_urgent_job_runs_first_and_a_promoted_one_only_once() -> None:
 
 
 def test_a_sweep_leaves_threads_to_who_waits_and_a_promoted_job_gets_one() -> None:
-    queue, log, gate = FetchQueue(), list[_Job](), threading.Event()
+    queue, log, gate = FetchQueue[_Job](), list[_Job](), threading.Event()
     sweeps = [_Job(Priority.SWEEP, log, gate) for _ in range(SWEEP_THREADS + 5)]
     for job in sweeps:
         queue.put(job)
@@ -138,7 +138,7 @@ def test_a_sweep_leaves_threads_to_who_waits_and_a_promoted_job_gets_one() -> No
 
 
 def test_more_of_a_sweep_runs_while_the_mover_answers_soon_and_less_while_it_is_late() -> None:
-    queue, log, gate = FetchQueue(), list[_Job](), threading.Event()
+    queue, log, gate = FetchQueue[_Job](), list[_Job](), threading.Event()
     few = queue.statistics().running
     for _ in range(SWEEP_THREADS):
         queue.put(_Job(Priority.SWEEP, log, gate))
@@ -161,7 +161,7 @@ def test_more_of_a_sweep_runs_while_the_mover_answers_soon_and_less_while_it_is_
 
 def test_slow_down_halves_and_success_recovers() -> None:
     now = [0.0]
-    queue, log = FetchQueue(max_threads=64, clock=lambda: now[0]), list[_Job]()
+    queue, log = FetchQueue[_Job](max_threads=64, clock=lambda: now[0]), list[_Job]()
     queue.slow_down()
     assert queue.statistics().limit == 32
     queue.slow_down()
@@ -178,7 +178,7 @@ def test_slow_down_halves_and_success_recovers() -> None:
 
 
 def test_a_burst_gets_as_many_threads_as_jobs_although_one_is_idle() -> None:
-    queue, log = FetchQueue(max_threads=8), list[_Job]()
+    queue, log = FetchQueue[_Job](max_threads=8), list[_Job]()
     first = _Job(Priority.DEMAND, log)
     queue.put(first)
     assert first.done.wait(5)

@@ -84,7 +84,7 @@ class SteppedStore(MemoryStore):
             self.pages.take()
         return super().list_page(prefix, delimiter=delimiter, token=token, limit=min(limit, self.page))
 
-    def get(self, info: ObjectInfo, offset: int, length: int) -> Body:
+    def get(self, info: ObjectInfo, offset: int, length: int, *, spent_s: float = 0.0) -> Body:
         self.gets.append((info.key, offset, length))
         extra, self.lengthen_next = self.lengthen_next, 0
         lacking, self.shorten_next = self.shorten_next, 0

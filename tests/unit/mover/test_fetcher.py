@@ -13,7 +13,7 @@ from mountkit.cache.faults import CacheBroken, DiskFull, cache_broken, cache_ful
 from mountkit.cache.writer import CacheWriter
 from mountkit.catalog.values import ObjectId, ObjectRow
 from mountkit.errors import BadAnswer, MountkitError, ObjectChanged, StoreUnavailable
-from mountkit.mover.fetch import Wanted, parts_of
+from mountkit.mover.fetch import Fetch, Wanted, parts_of
 from mountkit.mover.fetcher import Fetcher
 from mountkit.mover.queue import FetchQueue, Priority
 from mountkit.store.api import ObjectInfo
@@ -29,7 +29,7 @@ class Bench:
 
     def __init__(self, cache: CacheWriter, threads: int = 8) -> None:
         self.store = SteppedStore()
-        self.queue = FetchQueue(max_threads=threads)
+        self.queue = FetchQueue[Fetch](max_threads=threads)
         self.failures: list[tuple[bytes, MountkitError]] = []
         self.versions: list[tuple[int, str]] = []
         self.trouble: list[Exception] = []

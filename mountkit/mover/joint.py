@@ -1,0 +1,81 @@
+"""The joint thread: runs the fetches of whole small objects, as many at once as the queue allows, on one thread.
+
+It knows one way to get an object, the cheapest. A fetch that does not succeed by it goes back to the queue, to a thread
+that has all the patience of the store's retries; while the server is in trouble, all of them do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from mountkit.mover.fetch import Fetch
+from mountkit.mover.queue import FetchQueue
+from mountkit.store.api import ObjectInfo
+from mountkit.store.s3_many import Failed, Got
+
+_WAIT_S = 0.5
+_PAUSE_S = 1.0
+
+
+class Gets(Protocol):
+    """What `store.s3_many.ManyGets` does; all but `wake` belong to the joint thread."""
+
+    def start(self, tag: Fetch, info: ObjectInfo) -> bool: ...
+    def wait(self, timeout_s: float) -> Iterator[tuple[Fetch, Got | Failed]]: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class JointThread:
+    """Begun by `start`; ends when the queue is closed."""
+
+    def __init__(
+        self,
+        queue: FetchQueue[Fetch],
+        gets: Gets,
+        *,
+        on_success: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`on_success` is called, on the joint thread, whenever the server has given an object."""
+        self._queue, self._gets, self._on_success, self._clock = queue, gets, on_success, clock
+        self._pauses_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"<JointThread {self._gets!r}>"
+
+    def start(self) -> None:
+        self._queue.serve_joint(self._gets.wake)
+        threading.Thread(target=self._work, name="fetch-joint", daemon=True).start()
+
+    def _work(self) -> None:
+        while not self._queue.closed:
+            self._begin_some()
+            for fetch, outcome in self._gets.wait(_WAIT_S):
+                self._end(fetch, outcome)
+                self._begin_some()
+        self._gets.close()
+
+    def _begin_some(self) -> None:
+        while (fetch := self._queue.take_joint()) is not None:
+            fetch.begun_at = self._clock()
+            if self._clock() < self._pauses_until or not self._gets.start(fetch, fetch.wanted.info):
+                self._give_back(fetch)
+
+    def _end(self, fetch: Fetch, outcome: Got | Failed) -> None:
+        if isinstance(outcome, Failed):
+            if outcome.server_is_in_trouble:
+                self._pauses_until = self._clock() + _PAUSE_S
+            self._give_back(fetch)
+            return
+        self._on_success()
+        fetch.got(outcome.body, outcome.version_id)
+        self._queue.ended_joint(fetch)
+
+    def _give_back(self, fetch: Fetch) -> None:
+        fetch.spent_s = self._clock() - fetch.begun_at
+        self._queue.ended_joint(fetch)
+        self._queue.put(fetch)
