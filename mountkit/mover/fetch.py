@@ -71,8 +71,8 @@ class Host(Protocol):
     def landed(self, arrival: Arrival) -> None:
         """Parts have come."""
 
-    def ended(self, fetch: Fetch, error: MountkitError | None) -> None:
-        """Nothing more comes."""
+    def ended(self, fetch: Fetch, error: MountkitError | None, *, wake: bool) -> None:
+        """Nothing more comes. Without `wake` whoever calls says `wake` himself, soon."""
 
 
 class Fetch:
@@ -117,15 +117,15 @@ class Fetch:
         self._end_after(self._stream)
 
     def got(self, data: memoryview, version_id: str) -> None:
-        """Somebody else has made the GET, and this is all of the object. On any thread."""
+        """Somebody else has made the GET, and this is all of the object. The host is woken only if somebody waits."""
 
         def land() -> None:
             self._note_version(version_id)
             self._land(0, data)
 
-        self._end_after(land)
+        self._end_after(land, wake=self.priority == Priority.DEMAND)
 
-    def _end_after(self, act: Callable[[], None]) -> None:
+    def _end_after(self, act: Callable[[], None], *, wake: bool = True) -> None:
         error: MountkitError | None = None
         try:
             act()
@@ -134,7 +134,7 @@ class Fetch:
         except Exception as exc:
             log.exception("fetching %r failed in a way nobody foresaw", self.wanted.row.key)
             error = MountkitError(f"fetching failed: {exc!r}")
-        self._host.ended(self, error)
+        self._host.ended(self, error, wake=wake)
 
     def _stream(self) -> None:
         row = self.wanted.row

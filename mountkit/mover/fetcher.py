@@ -222,14 +222,16 @@ class Fetcher:
         """On a queue thread."""
         self._arrived.append(arrival)
         if arrival.parts != arrival.fetch.parts:  # else its end follows at once
-            self._wake()
+            self.wake()
 
-    def ended(self, fetch: Fetch, error: MountkitError | None) -> None:
+    def ended(self, fetch: Fetch, error: MountkitError | None, *, wake: bool) -> None:
         """On a queue thread."""
         self._finished.append((fetch, error))
-        self._wake()
+        if wake:
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Has what has arrived looked at. From any thread."""
         # One call into trio for all that comes until it is looked at: each costs a system call and the GIL.
         if not self._woken:
             self._woken = True

@@ -16,7 +16,6 @@ from mountkit.mover.queue import FetchQueue
 from mountkit.store.api import ObjectInfo
 from mountkit.store.s3_many import Failed, Got
 
-_WAIT_S = 0.5
 _PAUSE_S = 1.0
 
 
@@ -24,7 +23,7 @@ class Gets(Protocol):
     """What `store.s3_many.ManyGets` does; all but `wake` belong to the joint thread."""
 
     def start(self, tag: Fetch, info: ObjectInfo) -> bool: ...
-    def wait(self, timeout_s: float) -> Iterator[tuple[Fetch, Got | Failed]]: ...
+    def wait(self) -> Iterator[tuple[Fetch, Got | Failed]]: ...
     def wake(self) -> None: ...
     def close(self) -> None: ...
 
@@ -37,11 +36,11 @@ class JointThread:
         queue: FetchQueue[Fetch],
         gets: Gets,
         *,
-        on_success: Callable[[], None],
+        after_batch: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_success` is called, on the joint thread, whenever the server has given an object."""
-        self._queue, self._gets, self._on_success, self._clock = queue, gets, on_success, clock
+        """`after_batch` is called, on the joint thread, when some objects have come that nobody was woken for."""
+        self._queue, self._gets, self._after_batch, self._clock = queue, gets, after_batch, clock
         self._pauses_until = 0.0
 
     def __repr__(self) -> str:
@@ -54,9 +53,12 @@ class JointThread:
     def _work(self) -> None:
         while not self._queue.closed:
             self._begin_some()
-            for fetch, outcome in self._gets.wait(_WAIT_S):
-                self._end(fetch, outcome)
+            some_came = False
+            for fetch, outcome in self._gets.wait():
+                some_came |= self._end(fetch, outcome)
                 self._begin_some()
+            if some_came:
+                self._after_batch()
         self._gets.close()
 
     def _begin_some(self) -> None:
@@ -65,15 +67,16 @@ class JointThread:
             if self._clock() < self._pauses_until or not self._gets.start(fetch, fetch.wanted.info):
                 self._give_back(fetch)
 
-    def _end(self, fetch: Fetch, outcome: Got | Failed) -> None:
+    def _end(self, fetch: Fetch, outcome: Got | Failed) -> bool:
+        """Whether the object has come."""
         if isinstance(outcome, Failed):
             if outcome.server_is_in_trouble:
                 self._pauses_until = self._clock() + _PAUSE_S
             self._give_back(fetch)
-            return
-        self._on_success()
+            return False
         fetch.got(outcome.body, outcome.version_id)
         self._queue.ended_joint(fetch)
+        return True
 
     def _give_back(self, fetch: Fetch) -> None:
         fetch.spent_s = self._clock() - fetch.begun_at

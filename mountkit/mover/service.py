@@ -64,7 +64,7 @@ class Service:
         )
         store.on_slow_down = self._queue.slow_down
         if (gets := store.many()) is not None:
-            JointThread(self._queue, gets, on_success=store.works).start()
+            JointThread(self._queue, gets, after_batch=self._some_came).start()
         self.outputs = Outputs(settings, state_fd, store, catalog, self.lister, self.fetcher)
         self._readahead = Readahead()
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
@@ -100,6 +100,11 @@ class Service:
             "stats": self._stats,
             **self.outputs.operations,
         }
+
+    def _some_came(self) -> None:
+        """On the joint thread."""
+        self._store.works()
+        self.fetcher.wake()
 
     async def handle(self, request: Message, progress: Progress) -> Message | dict[str, Any]:
         """Answers one request. Raises MountkitError."""

@@ -94,12 +94,11 @@ class MultiGet(Generic[T]):
         get.moved_at = self._clock()
         self._unsent.append(get)
         self._send_some()
-        while self._opening < len(self._unsent):
-            self._opening += 1
-            threading.Thread(target=self._open, name="connect", daemon=True).start()
 
-    def wait(self, timeout_s: float) -> Iterator[tuple[T, Whole | None]]:
-        """What has ended once something happens, or after `timeout_s`; None for what got no answer of use."""
+    def wait(self) -> Iterator[tuple[T, Whole | None]]:
+        """What has ended, once something happens; None for what got no answer of use. Nothing, now and then."""
+        some_are_idle = _IDLE_S if self._connections else None
+        timeout_s = _LOOK_S if len(self._connections) > len(self._idle) or self._unsent else some_are_idle
         for fd, _ in self._epoll.poll(timeout_s, _EVENTS):
             if fd == self._bell:
                 os.eventfd_read(self._bell)
@@ -165,10 +164,13 @@ class MultiGet(Generic[T]):
             except OSError:  # closed while it was idle
                 sent = 0
             if sent == len(get.message):
-                connection.get = get
+                connection.get, get.moved_at = get, self._clock()
             else:
                 self._drop(connection)
                 self._unsent.appendleft(get)
+        while self._opening < len(self._unsent):
+            self._opening += 1
+            threading.Thread(target=self._open, name="connect", daemon=True).start()
 
     def _rest(self, connection: _Connection[T]) -> None:
         connection.get, connection.idle_since = None, self._clock()
@@ -247,6 +249,8 @@ class MultiGet(Generic[T]):
             yield self._unsent.popleft().tag, None
         for connection in list(self._connections.values()):
             get = connection.get
-            if get is not None and now - get.moved_at > self._patience_s:
+            if get is None and now - connection.idle_since > _IDLE_S:
+                self._drop(connection)
+            elif get is not None and now - get.moved_at > self._patience_s:
                 self._drop(connection)
                 yield get.tag, None

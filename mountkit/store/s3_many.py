@@ -74,9 +74,9 @@ class ManyGets(Generic[T]):
         self._gets.start((tag, info), request.encode("latin-1"), info.size)
         return True
 
-    def wait(self, timeout_s: float) -> Iterator[tuple[T, Got | Failed]]:
-        """What has ended once something happens, or after `timeout_s`."""
-        for (tag, info), whole in self._gets.wait(timeout_s):
+    def wait(self) -> Iterator[tuple[T, Got | Failed]]:
+        """What has ended, once something happens; nothing, now and then."""
+        for (tag, info), whole in self._gets.wait():
             yield tag, self._judged(info, whole)
 
     def close(self) -> None:

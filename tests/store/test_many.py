@@ -57,7 +57,7 @@ def ended(gets: ManyGets[str], count: int) -> dict[str, Got | Failed]:
     deadline = time.monotonic() + 20
     while len(found) < count:
         assert time.monotonic() < deadline, f"only {found.keys()} have ended"
-        found.update(gets.wait(0.05))
+        found.update(gets.wait())
     return found
 
 
@@ -216,7 +216,7 @@ def test_a_connection_that_was_closed_while_idle_is_not_used() -> None:
             assert gets.start("it", INFO)
             (outcome,) = ended(gets, 1).values()
             assert isinstance(outcome, Got)
-            list(gets.wait(1.0))  # hears of the end of the connection
+            list(gets.wait())  # hears of the end of the connection
         gets.close()
 
 

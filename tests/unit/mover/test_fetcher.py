@@ -361,7 +361,7 @@ async def test_an_empty_object_needs_no_request(cache: CacheWriter) -> None:
 
 @in_trio
 async def test_an_unforeseen_failure_reaches_who_waits(cache: CacheWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    def surprise(*_: object) -> None:
+    def surprise(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     async with running(cache) as bench:
