@@ -30,7 +30,8 @@ class MountInfo:
 
     `state` is what its keeper says (ok, degraded, starting, stopping), or, where no keeper answers: dead (its session
     has ended: the kernel answers ENOTCONN), recovering (servers still serve: they are starting a keeper), unwatched
-    (s3fs still serves, but nobody would start another), unresponsive, or unknown (another user's).
+    (s3fs still serves, but nobody would start another), unresponsive, failing (it answers with an error), or unknown
+    (another user's).
     """
 
     directory: str
@@ -40,6 +41,8 @@ class MountInfo:
     owner_uid: int
     details: dict[str, Any] = field(default_factory=dict)
     """What the keeper says; empty for a dead mount."""
+    trouble: str = ""
+    """The error of a keeper that answers with one."""
 
 
 def find(path: str) -> MountInfo | None:
@@ -52,8 +55,7 @@ def find(path: str) -> MountInfo | None:
 def list_all() -> list[MountInfo]:
     """Every mount of this host's view, also those of other users, dead ones included.
 
-    All are asked at once: one that does not answer takes seconds, several take no longer. Raises MountkitError where a
-    keeper answers with one.
+    All are asked at once: one that does not answer takes seconds, several take no longer.
     """
     asked = [_Asked(point) for point in mountinfo.ours()]
     return [each.answer() for each in asked]
@@ -65,27 +67,23 @@ class _Asked(threading.Thread):
     def __init__(self, point: MountPoint) -> None:
         super().__init__(daemon=True)
         self._point = point
-        self._answer: MountInfo | MountkitError | None = None
+        self._answer: MountInfo | None = None
         self.start()
 
     def run(self) -> None:
-        try:
-            self._answer = ask(self._point)
-        except MountkitError as exc:
-            self._answer = exc
+        self._answer = ask(self._point)
 
     def answer(self) -> MountInfo:
-        """Once it is there. Raises MountkitError."""
+        """Once it is there."""
         self.join()
         assert self._answer is not None
-        if isinstance(self._answer, MountkitError):
-            raise self._answer
         return self._answer
 
 
 def ask(point: MountPoint) -> MountInfo:
     """What the keeper of this mount says, or how the mount is where none answers."""
     details: dict[str, Any] = {}
+    trouble = ""
     try:
         with ipc.Client(places.keeper_socket(point.device, point.owner_uid), timeout_s=2.0) as keeper:
             details = keeper.call("status", timeout_s=5.0)
@@ -94,10 +92,12 @@ def ask(point: MountPoint) -> MountInfo:
         state = "unknown"
     except TimeoutError:
         state = "unresponsive"
+    except MountkitError as exc:
+        state, trouble = "failing", exc.sentence
     except (OSError, ipc.ChannelClosed):
         state = "dead" if _is_disconnected(point.directory) else _UNKEPT[point.driver]
     source = point.source.removeprefix(mountinfo.S3FS_MARK)
-    return MountInfo(point.directory, source, state, point.device, point.owner_uid, details)
+    return MountInfo(point.directory, source, state, point.device, point.owner_uid, details, trouble)
 
 
 def _is_disconnected(directory: str) -> bool:
@@ -143,7 +143,8 @@ def required(path: str) -> MountInfo:
     if info.state == "dead":
         raise MountError(f"the mount {info.directory} is dead", f"clear it away: `mountkit unmount {info.directory}`")
     if not info.details:
-        raise MountError(f"the mount {info.directory} is {info.state} (owner: user {info.owner_uid})", "try again")
+        how = f"{info.state} (owner: user {info.owner_uid})" + (f": {info.trouble}" if info.trouble else "")
+        raise MountError(f"the mount {info.directory} is {how}", "try again")
     return info
 
 

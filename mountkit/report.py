@@ -30,7 +30,7 @@ def as_json(info: MountInfo) -> dict[str, Any]:
         "server_pids": [],
         "mover_pid": None,
         "cache_directory": None,
-        "reasons": ["its processes are gone"] if info.state == "dead" else [],
+        "reasons": ["its processes are gone"] if info.state == "dead" else [info.trouble] if info.trouble else [],
     }
     head = {"source": info.source, "directory": info.directory, "state": info.state, "owner_uid": info.owner_uid}
     return {**blank, **info.details, **head}
@@ -44,6 +44,8 @@ def as_text(info: MountInfo) -> str:
         lines.append("  its processes are gone; `mountkit status --repair` mounts it again")
     if info.state == "unwatched":
         lines.append("  s3fs serves it, but the process that would start it again is gone: `mountkit status --repair`")
+    if info.trouble:
+        lines.append(f"  its keeper answers with an error: {info.trouble}")
     if not d:
         return "\n".join(lines)
     lines += [f"  because: {reason}" for reason in d["reasons"]]

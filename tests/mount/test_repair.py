@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from mountkit import mountinfo, places, remembered
@@ -54,6 +56,18 @@ def test_an_unwatched_s3fs_is_watched_again(bucket: Bucket, mountkit: CommandLin
     assert mountkit.run("status", str(root), "--repair").code == 0
     assert mountkit.status(root)["state"] == "ok"
     assert mountkit.status(root)["driver"] == "s3fs"
+
+
+def test_a_repair_in_another_mount_namespace_forgets_nothing(bucket: Bucket, mountkit: CommandLine) -> None:
+    """As in a container that has the host's /run: what it does not see is not what somebody unmounted."""
+    bucket.put("x", b"still here")
+    root = mountkit.mount(bucket.source, "--ttl", "7m")
+    elsewhere = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'umount -l "$0"; exec "$@"', str(root)]
+    repair = [sys.executable, "-m", "mountkit", "status", str(root), "--repair"]
+    subprocess.run([*elsewhere, *repair], env=mountkit.environment, check=True, capture_output=True, timeout=60)
+    _kill_all(mountkit, root)
+    assert mountkit.run("status", str(root), "--repair").out == f"{root} was dead: mounted again\n"
+    assert mountkit.status(root)["ttl_s"] == 420
 
 
 def test_what_is_unmounted_is_forgotten_and_no_secret_is_remembered(bucket: Bucket, mountkit: CommandLine) -> None:

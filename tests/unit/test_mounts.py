@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mountkit import ipc, mountinfo, mounts, places
-from mountkit.errors import MountError, MountkitError
+from mountkit import ipc, mountinfo, mounts, places, report
+from mountkit.errors import MountError
 from mountkit.mountinfo import MountPoint
 
 
@@ -62,7 +62,12 @@ def test_mounts_are_asked_at_once_and_listed_in_their_order(keepers: Keepers) ->
     assert [info.details["device"] for info in listed] == [info.device for info in listed]
 
 
-def test_what_a_keeper_refuses_is_raised_to_who_asked(keepers: Keepers) -> None:
+def test_a_keeper_that_answers_with_an_error_hides_no_other_mount(keepers: Keepers) -> None:
     keepers.refusing = "0:1"
-    with pytest.raises(MountkitError, match="not itself"):
-        mounts.list_all()
+    listed = mounts.list_all()
+    assert [info.state for info in listed] == ["ok", "failing", "ok"]
+    assert report.as_json(listed[1])["reasons"] == ["it is not itself"]
+    assert report.as_text(listed[1]).splitlines() == [
+        "s3://b at /mnt/1: failing",
+        "  its keeper answers with an error: it is not itself",
+    ]
