@@ -210,12 +210,13 @@ class MountSettings:
 
     @property
     def state_name(self) -> str:
-        """The name of this mount's state directory: the same source asked by the same identity shares it.
+        """The name of this mount's state directory: the same source asked in the same name and manner shares it.
 
         s3fs cannot share: its name has the mount point in it, too.
         """
         source = self.source
         parts = [source.endpoint, source.bucket, source.prefix.hex(), self.identity]
+        parts += ["requester-pays"] * source.requester_pays
         if self.driver == "s3fs":
             parts += [self.driver, self.directory]
         return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()

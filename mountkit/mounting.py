@@ -76,6 +76,8 @@ def mount(settings: MountSettings, *, passwd_credentials: tuple[str, str] | None
     if "error" in answer:
         process.wait()
         raise errors.from_json(answer["error"])
+    if remarks := answer.get("remarks"):
+        _note(f"another mount of this source shares this cache; what it has holds here, too: {', '.join(remarks)}")
     remembered.remember(settings)
     return True
 

@@ -195,6 +195,20 @@ MUTATIONS = [
         "tests/unit/mover/test_service.py -k gone_around",
     ),
     Mutation(
+        "a mount is shown what the TTL of another one allows",
+        "mover/service.py",
+        '        name, may_be_old = body["name"].encode("latin-1"), body["mount"].ttl_s > 0\n',
+        '        name, may_be_old = body["name"].encode("latin-1"), self._settings.ttl_s > 0\n',
+        "tests/mount/test_shared_mover.py -k rule",
+    ),
+    Mutation(
+        "a mount follows another one against its own words",
+        "serve/mover_host.py",
+        "        terms.refuse_contradiction(self._asked, self.settings)\n",
+        "",
+        "tests/mount/test_shared_mover.py -k first",
+    ),
+    Mutation(
         "the mover can be read by others of the same user",
         "mover/process.py",
         "    processes.hide()\n",

@@ -72,9 +72,9 @@ class _Listing:
 class Lister:
     """Fills the catalog from one store. One trio thread owns it; listings run in the nursery given to `run`."""
 
-    def __init__(self, catalog: Catalog, store: Store, *, ttl_s: float, probe: Store | None = None) -> None:
+    def __init__(self, catalog: Catalog, store: Store, *, probe: Store | None = None) -> None:
         """`probe` is the store without retries."""
-        self._catalog, self._store, self._ttl_s = catalog, store, ttl_s
+        self._catalog, self._store = catalog, store
         self._probe_store = probe or store
         self._away = False
         self._limiter = trio.CapacityLimiter(_REQUESTS_AT_ONCE)
@@ -119,19 +119,20 @@ class Lister:
         self._lost.set()
 
     # ---- names ---------------------------------------------------------------------------------------------
-    async def lookup(self, parent: int, name: bytes, fresh_after: float) -> bool:
-        """Has the catalog know `name` in `parent` as of `fresh_after`. True if only older knowledge could be had.
+    async def lookup(self, parent: int, name: bytes, fresh_after: float, *, stale: bool = True) -> bool:
+        """Has the catalog know `name` in `parent` as of `fresh_after`. True if only older knowledge could be had, and
+        `stale` allows it.
 
         Raises ObjectChanged for a directory the catalog does not have, the StoreError where nothing is known.
         """
         while not self._knows(parent, name, fresh_after):
-            if self._away and self._ttl_s > 0 and self._knows(parent, name, 0.0):
+            if self._away and stale and self._knows(parent, name, 0.0):
                 return True
             under_way = self._lookups.get((parent, name))
             if under_way is not None:
                 await under_way.ended.wait()
                 if under_way.error is not None:
-                    return self._fall_back(under_way.error, known=self._knows(parent, name, 0.0))
+                    return self._fall_back(under_way.error, known=stale and self._knows(parent, name, 0.0))
                 if under_way.answered and fresh_after > time.time() - 1.0:
                     return False  # with --ttl 0 an answer that came while we waited is as fresh as can be
                 continue
@@ -142,7 +143,7 @@ class Lister:
                 return False
             except StoreError as exc:
                 asking.error = exc
-                return self._fall_back(exc, known=self._knows(parent, name, 0.0))
+                return self._fall_back(exc, known=stale and self._knows(parent, name, 0.0))
             finally:
                 del self._lookups[parent, name]
                 asking.ended.set()
@@ -224,8 +225,9 @@ class Lister:
         self._catalog.record_key(key, info)
 
     # ---- listings ------------------------------------------------------------------------------------------
-    async def list_beyond(self, directory: int, cookie: int, fresh_after: float) -> bool:
-        """Returns once readers can page on after `cookie`; True if only an older listing could be had."""
+    async def list_beyond(self, directory: int, cookie: int, fresh_after: float, *, stale: bool = True) -> bool:
+        """Returns once readers can page on after `cookie`; True if only an older listing could be had, and `stale`
+        allows it."""
         fresh_after = min(fresh_after, time.time())  # a clock set back must not ask for listings of the future
         while True:
             try:
@@ -234,12 +236,12 @@ class Lister:
                 raise ObjectChanged("that place in a directory is not known any more") from None
             if page.entries or page.done:
                 return False
-            if self._away and self._ttl_s > 0 and self._has_beyond(directory, cookie):
+            if self._away and stale and self._has_beyond(directory, cookie):
                 return True
             listing = self._listing(directory)
             await listing.advanced.wait()
             if listing.error is not None:
-                return self._fall_back(listing.error, known=self._has_beyond(directory, cookie))
+                return self._fall_back(listing.error, known=stale and self._has_beyond(directory, cookie))
 
     def _has_beyond(self, directory: int, cookie: int) -> bool:
         page = self._catalog.page(directory, cookie, 1, 0.0)
@@ -333,7 +335,7 @@ class Lister:
         return answer
 
     def _fall_back(self, error: MountkitError, *, known: bool) -> bool:
-        if known and self._ttl_s > 0 and isinstance(error, StoreError) and error.transient:
+        if known and isinstance(error, StoreError) and error.transient:
             return True
         log.warning("a name cannot be asked for: %s", error)
         raise error

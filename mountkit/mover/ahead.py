@@ -7,7 +7,6 @@ how far ahead to look. Listings ahead never occupy all of the lister's requests,
 from __future__ import annotations
 
 import logging
-import time
 from functools import partial
 
 import trio
@@ -25,8 +24,8 @@ _AT_ONCE = 32
 class ListingAhead:
     """Told of the directories that are read by the service, from its trio thread."""
 
-    def __init__(self, catalog: Catalog, lister: Lister, *, ttl_s: float) -> None:
-        self._catalog, self._lister, self._ttl_s = catalog, lister, ttl_s
+    def __init__(self, catalog: Catalog, lister: Lister) -> None:
+        self._catalog, self._lister = catalog, lister
         self._walks = Walks(catalog.next_directory)
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
         self._under_way: set[int] = set()
@@ -34,19 +33,18 @@ class ListingAhead:
     def __repr__(self) -> str:
         return f"<ListingAhead {len(self._under_way)} directories>"
 
-    def entered(self, directory: int) -> None:
-        """Somebody begins to read this directory."""
+    def entered(self, directory: int, fresh_after: float) -> None:
+        """Somebody begins to read this directory, to whom a listing from before `fresh_after` is too old."""
         try:
             found = self._catalog.directory(directory)
             if found is not None and not found.hidden:
                 walk = self._walks.entered(found.prefix)
                 if walk is not None:
-                    self._look_ahead(walk)
+                    self._look_ahead(walk, fresh_after)
         except CatalogUnavailable as exc:
             log.debug("nothing can be listed ahead: %s", exc)
 
-    def _look_ahead(self, walk: Walk) -> None:
-        fresh_after = max(0.0, time.time() - self._ttl_s)
+    def _look_ahead(self, walk: Walk, fresh_after: float) -> None:
         for ident, listed_at in self._catalog.directories_after(walk.last, walk.top, walk.window):
             if (listed_at is None or listed_at < fresh_after) and ident not in self._under_way:
                 self._under_way.add(ident)
@@ -62,4 +60,4 @@ class ListingAhead:
         finally:
             self._under_way.discard(directory)
         if not self._under_way:
-            self._look_ahead(walk)  # what lies below those that were listed is known now
+            self._look_ahead(walk, fresh_after)  # what lies below those that were listed is known now

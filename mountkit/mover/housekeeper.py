@@ -41,15 +41,21 @@ class Housekeeper:
         """`traced_since`: whose versions somebody will ask for, though they be superseded."""
         self._catalog, self._cache, self._fetcher = catalog, cache, fetcher
         self._traced_since = traced_since
-        self._seals = settings.passthrough and os.getuid() == 0
+        self._somebody_wants_seals = trio.Event()
+        self.serve(settings)
+
+    def serve(self, mount: MountSettings) -> None:
+        """This mount is one of ours: files are sealed from the first on that can open them in passthrough."""
+        if mount.passthrough and os.getuid() == 0:
+            self._somebody_wants_seals.set()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._clean)
-            if self._seals:
-                nursery.start_soon(self._seal)
+            nursery.start_soon(self._seal)
 
     async def _seal(self) -> None:
+        await self._somebody_wants_seals.wait()
         while True:
             await self._until_quiet()
             if not await self._seal_some():

@@ -18,7 +18,6 @@ import trio
 
 from mountkit.catalog.lister import Lister
 from mountkit.catalog.tree import Catalog
-from mountkit.config import MountSettings
 from mountkit.errors import MountkitError, ObjectChanged
 from mountkit.ipc import Message, Progress
 from mountkit.mover.fetch import Wanted
@@ -42,14 +41,13 @@ class Outputs:
 
     def __init__(
         self,
-        settings: MountSettings,
         state_fd: int,
         store: RetryingStore,
         catalog: Catalog,
         lister: Lister,
         fetcher: Fetcher,
     ) -> None:
-        self._settings, self._state_fd, self._store = settings, state_fd, store
+        self._state_fd, self._store = state_fd, store
         self._catalog, self._lister, self._fetcher = catalog, lister, fetcher
         self._wanted = trio.Event()
         self._there = trio.Event()
@@ -148,5 +146,5 @@ class Outputs:
         return {}
 
     async def _tree(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
-        fresh_after = time.time() - self._settings.ttl_s
+        fresh_after = time.time() - body["mount"].ttl_s
         return {"objects": await TreeLister(self._catalog, self._lister, fresh_after).run(body["directory"])}

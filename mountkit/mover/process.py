@@ -142,10 +142,10 @@ async def _serve(channel: Channel, start: Message) -> None:
             nursery.start_soon(housekeeper.run)
 
             def place() -> Message:
-                words = {"pid": os.getpid(), "stand_in": stand_in}
+                words = {"pid": os.getpid(), "stand_in": stand_in, "settings": settings.to_json()}
                 return Message(words, fds=[os.dup(state_fd), os.dup(catalog_fd)])
 
-            nursery.start_soon(ipc.serve, listener, lambda peer: _answer(peer, service, peers, place))
+            nursery.start_soon(ipc.serve, listener, lambda peer: _answer(peer, service, housekeeper, peers, place))
             await channel.send({"pid": os.getpid(), "region": region})
             channel.close()
             nursery.start_soon(service.watch_files)
@@ -188,12 +188,15 @@ def _forget_memory(state_name: str) -> None:
     shutil.rmtree(places.stand_in_path(state_name), ignore_errors=True)
 
 
-async def _answer(channel: Channel, service: Service, peers: _Peers, place: Callable[[], Message]) -> None:
-    """One connection; those of keepers and servers keep us alive."""
+async def _answer(
+    channel: Channel, service: Service, housekeeper: Housekeeper, peers: _Peers, place: Callable[[], Message]
+) -> None:
+    """One connection; those of keepers keep us alive, those of servers say what their mount wants."""
     counted = False
+    mount: MountSettings | None = None
 
     async def handle(request: Message, progress: Progress) -> Message | dict[str, Any]:
-        nonlocal counted
+        nonlocal counted, mount
         operation = request.body.get("op")
         if operation == "hello" and not counted:
             counted = True
@@ -208,11 +211,17 @@ async def _answer(channel: Channel, service: Service, peers: _Peers, place: Call
                 peers.go()
             return {"last": not peers.count}
         if operation == "place":
+            if "settings" in request.body:
+                mount = MountSettings.from_json(request.body["settings"])
+                housekeeper.serve(mount)
             return place()
         if operation == "retire":
             service.retired.set()
             return {}
-        return await service.handle(request, progress)
+        answer = await service.handle(request, progress, mount)
+        if operation == "check" and isinstance(answer, dict):
+            answer["shared"] = peers.count > 1  # who asks is one of them
+        return answer
 
     try:
         await ipc.answer_requests(channel, handle)

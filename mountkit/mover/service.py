@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
@@ -52,7 +53,7 @@ class Service:
         self._settings, self._catalog, self._cache, self._store = settings, catalog, cache, store
         self._region = region
         self._queue: FetchQueue[Fetch] = FetchQueue()
-        self.lister = Lister(catalog, store, ttl_s=settings.ttl_s, probe=store.inner)
+        self.lister = Lister(catalog, store, probe=store.inner)
         self.fetcher = Fetcher(
             store,
             cache,
@@ -65,10 +66,10 @@ class Service:
         store.on_slow_down = self._queue.slow_down
         if (gets := store.many()) is not None:
             JointThread(self._queue, gets, after_batch=self._some_came).start()
-        self.outputs = Outputs(settings, state_fd, store, catalog, self.lister, self.fetcher)
+        self.outputs = Outputs(state_fd, store, catalog, self.lister, self.fetcher)
         self._readahead = Readahead()
         self.sweeper = Sweeper(catalog, self.lister, self.fetcher)
-        self.ahead = ListingAhead(catalog, self.lister, ttl_s=settings.ttl_s)
+        self.ahead = ListingAhead(catalog, self.lister)
         self._orders: list[Warmer] = []
         self._announcements = trio.CapacityLimiter(_ANNOUNCEMENTS)
         self._trouble = ""
@@ -106,13 +107,15 @@ class Service:
         self._store.works()
         self.fetcher.wake()
 
-    async def handle(self, request: Message, progress: Progress) -> Message | dict[str, Any]:
-        """Answers one request. Raises MountkitError."""
+    async def handle(
+        self, request: Message, progress: Progress, mount: MountSettings | None = None
+    ) -> Message | dict[str, Any]:
+        """Answers one request, as `mount` wants it (default: the one that started us). Raises MountkitError."""
         operation = self._operations.get(str(request.body.get("op")))
         if operation is None:
             raise UsageError(f"the mover does not know `{request.body.get('op')}`")
         try:
-            return await operation(request.body, progress)
+            return await operation({**request.body, "mount": mount or self._settings}, progress)
         except CatalogUnavailable as exc:
             self._lose(str(exc))
             # Not answered: we end, and whoever asked sends it again, to the mover that follows.
@@ -120,13 +123,14 @@ class Service:
 
     # ---- the tree ------------------------------------------------------------------------------------------
     async def _lookup(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
-        stale = await self.lister.lookup(body["parent"], body["name"].encode("latin-1"), body["fresh"])
-        return {"stale": stale}
+        name, may_be_old = body["name"].encode("latin-1"), body["mount"].ttl_s > 0
+        return {"stale": await self.lister.lookup(body["parent"], name, body["fresh"], stale=may_be_old)}
 
     async def _list(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
-        if body["cookie"] == 0:
-            self.ahead.entered(body["directory"])
-        return {"stale": await self.lister.list_beyond(body["directory"], body["cookie"], body["fresh"])}
+        directory, cookie, fresh, may_be_old = body["directory"], body["cookie"], body["fresh"], body["mount"].ttl_s > 0
+        if cookie == 0:
+            self.ahead.entered(directory, fresh)
+        return {"stale": await self.lister.list_beyond(directory, cookie, fresh, stale=may_be_old)}
 
     async def _refresh(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         directory = await self._resolve_directory(body["path"]) if body["path"] else None
@@ -137,7 +141,7 @@ class Service:
     # ---- bytes ---------------------------------------------------------------------------------------------
     async def _open(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         wanted = self._wanted(body["object"])
-        self._note_open(wanted.row, cold=True)
+        self._note_open(wanted.row, body["mount"], cold=True)
         parts = range(min(_FIRST_PARTS, len(wanted.parts)))
         await self.fetcher.need(wanted, parts, Priority.DEMAND)
         return {}
@@ -147,17 +151,18 @@ class Service:
         for ident in body["objects"]:
             row = self._catalog.object(ident)
             if row is not None:
-                self._note_open(row, cold=False)
+                self._note_open(row, body["mount"], cold=False)
         return {}
 
     async def _entered(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         """Directories that somebody begins to read."""
+        fresh_after = max(0.0, time.time() - body["mount"].ttl_s)
         for directory in body["directories"]:
-            self.ahead.entered(directory)
+            self.ahead.entered(directory, fresh_after)
         return {}
 
-    def _note_open(self, row: ObjectRow, *, cold: bool) -> None:
-        if self._settings.sweep:
+    def _note_open(self, row: ObjectRow, mount: MountSettings, *, cold: bool) -> None:
+        if mount.sweep:
             self.sweeper.opened(row, cold=cold)
         for warmer in self._orders:
             warmer.opened(row.key)
@@ -178,7 +183,7 @@ class Service:
                 self._cache_trouble(exc)
                 around_cache = True  # it cannot even forget them
         if wanted.row.size > _FIRST_PARTS * 128 * 1024:
-            self._read_ahead(wanted, offset, length)
+            self._read_ahead(wanted, body["mount"], offset, length)
         inline = body.get("inline")
         await self.fetcher.need(wanted, parts, Priority.DEMAND, around_cache=around_cache)
         if inline or self.fetcher.keeps_apart(wanted, parts):
@@ -191,11 +196,11 @@ class Service:
         return {}
 
     async def _hint(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
-        self._read_ahead(self._wanted(body["object"]), body["offset"], body["length"])
+        self._read_ahead(self._wanted(body["object"]), body["mount"], body["offset"], body["length"])
         return {}
 
-    def _read_ahead(self, wanted: Wanted, offset: int, length: int) -> None:
-        if self._settings.sweep:
+    def _read_ahead(self, wanted: Wanted, mount: MountSettings, offset: int, length: int) -> None:
+        if mount.sweep:
             self.sweeper.read(wanted.row, offset, length)
         kept = self.fetcher.room_for(MAX_WINDOW_BYTES)
         for parts in self._readahead.observe(wanted.row.id, wanted.row.size, offset, length, kept=kept):

@@ -175,7 +175,9 @@ class Keeper:
         self, nursery: trio.Nursery, mounted: Session, report: Channel | None, adopted: dict[str, Any] | None = None
     ) -> None:
         self._mounted = mounted
-        control = self._control = Control(self.settings, self._state, mounted, self._servers, self._mover, self._shared)
+        control = self._control = Control(
+            self._mover.settings, self._state, mounted, self._servers, self._mover, self._shared
+        )
         ending = self._ending = Ending(self.settings, mounted, control, self._servers, self._mover, self._supervision)
         socket_path = places.keeper_socket(mounted.device)
         async with contextlib.AsyncExitStack() as stack:
@@ -204,15 +206,16 @@ class Keeper:
                 session.set_read_ahead(mounted.device)
                 await self._prove()
                 if report is not None:
-                    await _report(report, {"ready": True, "directory": mounted.directory, "pid": os.getpid()})
+                    words = {"directory": mounted.directory, "pid": os.getpid(), "remarks": self._mover.remarks}
+                    await _report(report, {"ready": True, **words})
             control.state, self._undo = "ok", False
             log.info("%s is mounted at %s", self.settings.source, mounted.directory)
-            kept = KeptSession(mounted, self._shared_fd, self.settings, self._mover.region, self._servers.shape)
+            kept = KeptSession(mounted, self._shared_fd, self._mover.settings, self._mover.region, self._servers.shape)
             nursery.start_soon(self._supervision.attend, kept, control.status)
             await ending.wait()
 
     async def _start_servers(self, nursery: trio.Nursery, socket_path: str, adopted: dict[str, Any] | None) -> None:
-        s = self.settings
+        s = self._mover.settings
         start = {
             "settings": s.to_json(),
             "init": self._mounted.init.hex(),

@@ -1,6 +1,7 @@
 """The keeper's side of the mover: starts it, or uses the one that serves the same state already; starts it anew when
 it dies. Several keepers may share one mover; whichever notices first starts the next, a lock decides. Where the catalog
-lies (on its disk, or in memory while that does not work) is the running mover's word: its keepers follow.
+lies (on its disk, or in memory while that does not work) is the running mover's word, and so are budgets and cache
+limits (`terms`): its keepers follow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import trio
 
-from mountkit import errors, ipc, places, processes
+from mountkit import errors, ipc, places, processes, terms
 from mountkit.config import MountSettings
 from mountkit.errors import HostError, MountkitError, StoreUnavailable
 from mountkit.ipc import Channel, ChannelClosed, Message
@@ -42,7 +43,11 @@ class MoverHost:
         self.pid = 0
         self.region = region
         self.restarts = 0
-        self._settings, self._state, self._secrets_fd = settings, state, secrets_fd
+        self._asked = self.settings = settings
+        """As they hold beside the mover's other mounts."""
+        self.remarks: list[str] = []
+        """What in them is not as it was said."""
+        self._state, self._secrets_fd = state, secrets_fd
         self._last_error = ""
         self._leaving = self._replacing = False
 
@@ -74,26 +79,46 @@ class MoverHost:
             while True:
                 ours = False
                 if not await ipc.answers(self.socket_path):
+                    self.settings = self._asked
                     ours = await self._start(check=True)
                 with trio.move_on_after(_LINKED_S):
                     await self.link.linked()
-                    if ours or await self._asked_to_check():
+                    if ours or await self._agreed():
                         return
         raise StoreUnavailable(
-            f"{self._settings.source} did not answer within {_START_S:g} s",
+            f"{self.settings.source} did not answer within {_START_S:g} s",
             "check the endpoint, the network and any proxy",
         )
 
     def _no_answer(self) -> StoreUnavailable:
         return StoreUnavailable(
-            f"{self._settings.source} did not answer within {_START_S:g} s",
+            f"{self.settings.source} did not answer within {_START_S:g} s",
             "check the endpoint, the network and any proxy",
         )
 
-    async def _asked_to_check(self) -> bool:
-        """Whether the running mover has asked the bucket; False if it ended meanwhile: it may have been about to."""
+    async def _agreed(self) -> bool:
+        """Whether the running mover has asked the bucket and serves us as well; False if it ends.
+
+        Raises MountError if it serves another mount that wants it otherwise.
+        """
+        lost = self.link.lost
+        answer = await self._checked()
+        if answer is None:
+            return False
+        different = terms.differences(self._asked, self.settings)
+        if different and not answer["shared"]:  # nobody's any more: the next one is started with our settings
+            await self.link.tell("retire")
+            await lost.wait()
+            return False
+        terms.refuse_contradiction(self._asked, self.settings)
+        self.remarks = different
+        self._note(answer)
+        return True
+
+    async def _checked(self) -> dict[str, Any] | None:
+        """The running mover's word that the bucket answers; None if it ended meanwhile: it may have been about to."""
         failure: list[MountkitError] = []
-        answered = False
+        answer: dict[str, Any] | None = None
 
         async def give_up_when_lost() -> None:
             await lost.wait()
@@ -104,14 +129,13 @@ class MoverHost:
             scope = nursery.cancel_scope
             nursery.start_soon(give_up_when_lost)
             try:
-                self._note((await self.link.call("check", budget_s=_START_S)).body)
-                answered = True
+                answer = (await self.link.call("check", budget_s=_START_S)).body
             except MountkitError as exc:
                 failure.append(exc)
             scope.cancel()
         if failure:
             raise failure[0]
-        return answered
+        return answer
 
     async def _supply(self) -> trio.Event:
         """Sees to it that the link has a mover; returns the event of its loss.
@@ -163,7 +187,7 @@ class MoverHost:
         fds = [self._state.fd, self._state.catalog_fd, *([] if self._secrets_fd is None else [self._secrets_fd])]
         try:
             body = {
-                "settings": self._settings.to_json(),
+                "settings": self.settings.to_json(),
                 "socket": self.socket_path,
                 "check": check,
                 "region": self.region,
@@ -185,6 +209,7 @@ class MoverHost:
 
     def _follow(self, place: Message) -> None:
         self.pid = int(place.body["pid"])
+        self.settings = terms.followed(self.settings, MountSettings.from_json(place.body["settings"]))
         self._state.take(place)
 
     async def _mend(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 from mountkit import errors
+from mountkit.config import MountSettings
 from mountkit.ipc import Channel, ChannelClosed, Message
 
 log = logging.getLogger(__name__)
@@ -30,11 +31,14 @@ class MoverLink:
         hello: dict[str, Any] | None = None,
         *,
         on_place: Callable[[Message], None] | None = None,
+        settings: MountSettings | None = None,
     ) -> None:
         """`on_place` is called for every connection, before anything is asked over it: where this mover has catalog
-        and cache. It closes the message's descriptors."""
+        and cache, and the settings it was started with. It closes the message's descriptors. `settings`: those of the
+        mount that asks."""
         self._path = socket_path
         self._on_place = on_place
+        self._asks = {"op": "place", "id": 0} | ({"settings": settings.to_json()} if settings else {})
         self._hello = hello
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[trio.Event, list[Message | None]]] = {}
@@ -64,7 +68,7 @@ class MoverLink:
                 if self._hello:
                     await channel.send(self._hello)
                 if self._on_place:
-                    await channel.send({"op": "place", "id": 0})
+                    await channel.send(self._asks)
                     self._on_place(await channel.receive())
                 self._channel = channel
                 self._connected.set()

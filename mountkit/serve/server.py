@@ -108,7 +108,7 @@ async def _main(channel_fd: int) -> int:
         body["stand_in"] = place.body["stand_in"]
         files.names.show_sealed(body["passthrough"] and not body["stand_in"])
 
-    mover = MoverLink(body["mover_socket"], on_place=follow)
+    mover = MoverLink(body["mover_socket"], on_place=follow, settings=settings)
     files = InputFileSystem(view, cache, mover, show, counters, trace=Tracing(state_fd).opened)
     responder = Responder(wire, files, shared, slot)
     upkeep: Upkeep | None = None

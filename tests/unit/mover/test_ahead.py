@@ -22,7 +22,7 @@ async def until(store: SteppedStore, listings: int) -> None:
 
 async def first_child(catalog: Catalog, lister: Lister, ahead: ListingAhead, name: bytes) -> int:
     """The directory that a walk enters after the root, which is listed."""
-    ahead.entered(catalog.root)
+    ahead.entered(catalog.root, recent())
     await lister.list_whole(catalog.root, recent())
     first = catalog.lookup(catalog.root, name)
     assert first is not None and first.inode is not None
@@ -33,12 +33,12 @@ async def first_child(catalog: Catalog, lister: Lister, ahead: ListingAhead, nam
 async def test_the_first_child_of_a_listed_directory_has_its_siblings_listed_at_once(catalog: Catalog) -> None:
     store = bucket(*(b"d%02d/f" % n for n in range(30)))
     async with listing(catalog, store) as lister:
-        ahead = ListingAhead(catalog, lister, ttl_s=60.0)
+        ahead = ListingAhead(catalog, lister)
         first = await first_child(catalog, lister, ahead, b"d00")
-        ahead.entered(first)
+        ahead.entered(first, recent())
         await until(store, 9)
         assert listed(store.calls) == [b"", *(b"d%02d/" % n for n in range(1, 9))]
-        ahead.entered(first)
+        ahead.entered(first, recent())
         assert len(listed(store.calls)) == 9, "nothing is listed twice"
 
 
@@ -46,10 +46,10 @@ async def test_the_first_child_of_a_listed_directory_has_its_siblings_listed_at_
 async def test_what_lies_below_is_listed_too_once_it_is_known(catalog: Catalog) -> None:
     store = bucket(*(b"d%d/a/b/f" % n for n in range(2)))
     async with listing(catalog, store) as lister:
-        ahead = ListingAhead(catalog, lister, ttl_s=60.0)
+        ahead = ListingAhead(catalog, lister)
         first = await first_child(catalog, lister, ahead, b"d0")
         await lister.list_whole(first, recent())
-        ahead.entered(first)
+        ahead.entered(first, recent())
         await until(store, 7)
         assert listed(store.calls) == [b"", b"d0/", b"d0/a/", b"d0/a/b/", b"d1/", b"d1/a/", b"d1/a/b/"]
 
@@ -58,9 +58,9 @@ async def test_what_lies_below_is_listed_too_once_it_is_known(catalog: Catalog) 
 async def test_listings_that_fail_end_it_quietly(catalog: Catalog) -> None:
     store = bucket(*(b"d%02d/f" % n for n in range(5)))
     async with listing(catalog, store) as lister:
-        ahead = ListingAhead(catalog, lister, ttl_s=60.0)
+        ahead = ListingAhead(catalog, lister)
         first = await first_child(catalog, lister, ahead, b"d00")
         store.down = True
-        ahead.entered(first)
+        ahead.entered(first, recent())
         await settled()
-        ahead.entered(first + 1000)  # a directory nobody knows
+        ahead.entered(first + 1000, recent())  # a directory nobody knows

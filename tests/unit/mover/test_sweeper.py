@@ -75,7 +75,7 @@ async def reading(catalog: Catalog, cache: CacheWriter, keys: dict[str, int]) ->
     async with running(cache, threads=16) as bench, trio.open_nursery() as nursery:
         for key, size in keys.items():
             bench.store.put(key.encode(), content(size))
-        lister = Lister(catalog, bench.store, ttl_s=600.0)
+        lister = Lister(catalog, bench.store)
         await nursery.start(lister.run)
         yield Reader(bench, catalog, lister)
         nursery.cancel_scope.cancel()

@@ -48,7 +48,7 @@ async def setting(catalog: Catalog, cache: CacheWriter) -> AsyncIterator[Setting
     async with running(cache) as bench, trio.open_nursery() as nursery:
         for key, size in TREE.items():
             bench.put(key, size)
-        lister = Lister(catalog, bench.store, ttl_s=60.0)
+        lister = Lister(catalog, bench.store)
         await nursery.start(lister.run)
         yield Setting(bench, catalog, lister)
         nursery.cancel_scope.cancel()
