@@ -143,10 +143,11 @@ async def _reap(pid: int) -> None:
 
 
 def started(pid: int) -> int:
-    """When a process began, in ticks since the host did: with the pid it names one process for ever. 0: it is gone."""
+    """When a process began, in ticks since the host did: with the pid it names one process for ever. 0: it is over."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
+            words = file.read().rpartition(")")[2].split()
+        return 0 if words[0] in "ZX" else int(words[19])  # nobody may be there to reap it
     except (OSError, IndexError, ValueError):
         return 0
 

@@ -226,7 +226,7 @@ class Keeper:
             "region": self._mover.region,
             "keeper_socket": socket_path,
         }
-        await nursery.start(self._servers.run, start, self._mounted.fd, self._shared, s.resend, adopted)
+        await nursery.start(self._servers.run, start, self._mounted.fd, self._shared, session.can_resend(s), adopted)
 
     async def _prove(self) -> None:
         """Another process must get an answer from the mount: this one would wait for itself."""

@@ -2,15 +2,14 @@
 
 A question is answered from this machine, or when the bucket has been asked. A mutation commits its effect and its
 answer in one transaction, under the kernel's number of the request; when the kernel hands it out again after a server's
-death, that answer is given and nothing is done twice. Where the kernel hands out nothing again, the requests a dead
-server had in its hands are found in shared memory and done by the next.
+death, or the next server does it again, that answer is given and nothing is done twice.
 """
 
 from __future__ import annotations
 
 import errno
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TypeVar
 
 from mountkit.serve import messages
@@ -18,9 +17,9 @@ from mountkit.serve import output_messages as out
 from mountkit.serve.asking import Asking, MustAsk
 from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.responder import Responder
-from mountkit.serve.shared import WAITING_PLACES, SharedMemory
+from mountkit.serve.shared import SharedMemory
 from mountkit.serve.values import Done, FileSystemError
-from mountkit.serve.wire import RawHandler, Wire
+from mountkit.serve.wire import Wire
 from mountkit.staging.journal import Journal
 
 RESEND = messages.UNIQUE_RESEND
@@ -42,40 +41,6 @@ class OnceResponder(Responder):
     ) -> None:
         super().__init__(wire, bucket, shared, slot)
         self._journal, self._asking = journal, asking
-        self._again = False
-
-    def do_again(self, handlers: dict[int, RawHandler]) -> None:
-        """Does by these handlers what a dead server had in its hands, where the kernel does not hand it out again.
-
-        Perhaps it was done, perhaps even answered: then its transaction says so, and the kernel ignores the answer.
-        """
-        buffer = self._wire.buffer
-        waiting = self._shared.waiting(self._slot)
-        taken = {place for place, _, _ in waiting}
-        self._places = [place for place in self._places if place not in taken]
-        length, _, newest, *_ = messages.IN_HEADER.unpack_from(buffer)
-        self._again = True
-        # This server may die here, too: the newest goes first, as its place in the buffer is needed for the others.
-        if newest:
-            self._begin_again(handlers, newest, bytes(buffer[:length]))
-        begun = {newest}
-        for place, unique, request in waiting:
-            if unique not in begun:
-                begun.add(unique)
-                self._begin_again(handlers, unique, request)
-            self._shared.store_in_flight(self._slot, place, 0)
-            if place in WAITING_PLACES:
-                self._places.append(place)
-        self._again = False
-
-    def _begin_again(self, handlers: dict[int, RawHandler], unique: int, request: bytes) -> None:
-        length, opcode, found, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(request.ljust(40, b"\0"))
-        handler = handlers.get(opcode)
-        if found != unique or length > len(request) or handler is None:
-            self._wire.send(messages.failed(unique, errno.ESTALE))  # the kernel asks once more
-        else:
-            self._wire.buffer[:length] = request[:length]
-            handler(unique, inode, pid, length)
 
     def _ask(self, unique: int, pid: int, question: Callable[[], T], answer: Callable[[T], object]) -> None:
         """Answers a question at once, or when the bucket has been asked."""
@@ -115,12 +80,6 @@ class OnceResponder(Responder):
             return body
 
         self._ask(unique, pid, attempt, lambda body: self._wire.send(out.reply(unique, body)))
-
-    def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
-        length, *_ = messages.IN_HEADER.unpack_from(self._wire.buffer)
-        if self._places:
-            self._shared.store_waiting(self._places[-1], self._wire.buffer[:length])
-        super()._start(unique, pid, wait)
 
     def _fail(self, unique: int, exc: Exception, what: Callable[..., object]) -> None:
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

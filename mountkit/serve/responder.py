@@ -47,6 +47,8 @@ class Responder:
         self._wire, self._shared, self._slot = wire, shared, slot
         self._files, self._names, self._listing = files, files.names, files.listing
         self._places = list(reversed(WAITING_PLACES))
+        self._again = False
+        """Whether what is done now was in a dead server's hands."""
         self._count = files.counters
         files.names.is_barred = shared.is_barred
         self._tasks: trio.Nursery | None = None
@@ -78,6 +80,30 @@ class Responder:
         async with trio.open_nursery() as self._tasks:
             self._tasks.start_soon(self._watch_callers)
             task_status.started()
+
+    def do_again(self, handlers: dict[int, RawHandler]) -> None:
+        """Does by these handlers what a dead server had in its hands, where the kernel does not hand it out again.
+
+        Perhaps it was done, perhaps even answered: then the kernel ignores the answer.
+        """
+        buffer = self._wire.buffer
+        waiting = self._shared.waiting(self._slot)
+        taken = {place for place, _, _ in waiting}
+        self._places = [place for place in self._places if place not in taken]
+        length, _, newest, *_ = messages.IN_HEADER.unpack_from(buffer)
+        self._again = True
+        # This server may die here, too: the newest goes first, as its place in the buffer is needed for the others.
+        if newest:
+            self._begin_again(handlers, newest, bytes(buffer[:length]))
+        begun = {newest}
+        for place, unique, request in waiting:
+            if unique not in begun:
+                begun.add(unique)
+                self._begin_again(handlers, unique, request)
+            self._shared.store_in_flight(self._slot, place, 0)
+            if place in WAITING_PLACES:
+                self._places.append(place)
+        self._again = False
 
     # ---- operations ----------------------------------------------------------------------------------------
     def _no_answer(self, _unique: int, _inode: int, _pid: int, _length: int) -> None:
@@ -154,7 +180,7 @@ class Responder:
             self._start(unique, pid, wait)
 
     def _release(self, unique: int, inode: int, _pid: int, _length: int) -> None:
-        if inode & SEALED_BIT and not unique & messages.UNIQUE_RESEND:
+        if inode & SEALED_BIT and not self._again and not unique & messages.UNIQUE_RESEND:
             self._shared.release_backing(inode, self._close_backing)
         self._wire.send(messages.failed(unique, 0))
 
@@ -292,9 +318,20 @@ class Responder:
     def _start(self, unique: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
         assert self._tasks is not None
         place = self._places.pop() if self._places else 0
+        length, *_ = messages.IN_HEADER.unpack_from(self._wire.buffer)
+        self._shared.store_waiting(self._slot, place, self._wire.buffer[:length])
         self._shared.store_in_flight(self._slot, place, unique)
         self._unfinished += 1
         self._tasks.start_soon(self._finish, unique, place, pid, wait)
+
+    def _begin_again(self, handlers: dict[int, RawHandler], unique: int, request: bytes) -> None:
+        length, opcode, found, inode, _, _, pid, _, _ = messages.IN_HEADER.unpack_from(request.ljust(40, b"\0"))
+        handler = handlers.get(opcode)
+        if found != unique or length > len(request) or handler is None:
+            self._wire.send(messages.failed(unique, errno.ESTALE))  # the kernel asks once more
+        else:
+            self._wire.buffer[:length] = request[:length]
+            handler(unique, inode, pid, length)
 
     async def _finish(self, unique: int, place: int, pid: int, wait: Callable[[], Awaitable[None]]) -> None:
         with trio.CancelScope() as scope:

@@ -142,7 +142,7 @@ async def _main(channel_fd: int) -> int:
         nursery.start_soon(files.names.doubts.voice)
         await nursery.start(mover.run)
         await nursery.start(responder.run)
-        if isinstance(responder, OutputResponder) and not body["first"] and not session.can_resend(settings):
+        if not body["first"] and not session.can_resend(settings):
             responder.do_again(handlers)
         if upkeep is not None:
             nursery.start_soon(upkeep.run)

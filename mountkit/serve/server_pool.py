@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 SERVER_MODULE = "mountkit.serve.server"
 _READY_S = 10.0
 _JOIN_S = 3.0
+_LOOK_S = 0.05
 _UNFIT_S = 30.0
 _IMPORT_S = 0.5
 MISMATCH = 3
@@ -184,10 +185,17 @@ class ServerPool:
             self._hand_out_again(slot)
 
     async def _await_joins(self, patience_s: float = _JOIN_S) -> None:
+        """Returns once all servers that still live have joined, or had the time to."""
         with trio.move_on_after(patience_s):
-            await self._all_joined.wait()
+            while not self._all_joined.is_set() and self._somebody_may_come():
+                with trio.move_on_after(_LOOK_S):
+                    await self._all_joined.wait()
         self._joining_is_over = True
         self._servers |= self._joined
+
+    def _somebody_may_come(self) -> bool:
+        absent = (self._shared.server(slot) for slot in range(self._count) if slot not in self._joined)
+        return any(pid and processes.started(pid) == began for pid, began in absent)
 
     async def _end_absent(self, slot: int) -> None:
         """Ends a server that lives and has not joined: no two may write down their requests in one slot."""
@@ -253,6 +261,7 @@ class ServerPool:
                 log.warning("server %d (pid %d) ended with %s; starting another", slot, server.watched.pid, code)
             if code == MISMATCH:
                 self._unfit[slot] = "its libfuse does not fit this mount; was it updated? unmount and mount again"
+                self._give_up(slot)
             self.restarts += not by_order
             self._hand_out_again(slot)
             await trio.sleep(_UNFIT_S if code == MISMATCH else delay)
@@ -263,16 +272,20 @@ class ServerPool:
     def _hand_out_again(self, dead: int) -> None:
         """Has the kernel repeat what the dead server of a slot had in its hands.
 
-        Always before the slot's next server begins: it writes down its own requests where those of the dead one stand.
-        So wherever a server serves, nothing of its predecessors is left to be done, whichever keeper asks.
+        Below Linux 6.9 the slot's next server does it again (`Responder.do_again`). Always before that one begins: it
+        writes down its own requests where those of the dead one stand. So wherever a server serves, nothing of its
+        predecessors is left to be done, whichever keeper asks.
         """
-        shared = self._shared
         try:
-            if self._resend and session.resend(self._fuse_fd):
-                return
-            if self._start.get("writable"):
-                return  # its next server has done again what was in flight
-            session.fail_in_flight(self._fuse_fd, shared.in_flight(dead))
-            shared.clear_in_flight(dead)
+            if self._resend and not session.resend(self._fuse_fd):
+                self._give_up(dead)
+        except OSError as exc:
+            log.info("the session is gone: %s", exc)
+
+    def _give_up(self, dead: int) -> None:
+        """Where nobody will do again what a dead server had in its hands: has the kernel ask once more."""
+        try:
+            session.fail_in_flight(self._fuse_fd, self._shared.in_flight(dead))
+            self._shared.clear_in_flight(dead)
         except OSError as exc:
             log.info("the session is gone: %s", exc)

@@ -4,10 +4,8 @@ It is a memfd that the keeper makes and every server maps, so it survives the de
 
 In flight. Each server reads requests into this memory, so there is no moment in which only a server that may die knows
 what the kernel has given it. Before it reads the next one, it has answered the last or has written its number down at a
-place. Below Linux 6.9 the keeper answers a dead server's requests from there.
-
-Requests in hand. The server of a writable mount keeps the requests themselves that wait. Below Linux 6.9 the next
-server does them again: nobody else has the bytes of a WRITE.
+place, where the request itself is kept, too, if it has to wait. Below Linux 6.9 the next server of the slot does again
+what it finds there.
 
 Backing files. All opens of one inode in passthrough must name the same backing id (the kernel answers EIO otherwise),
 whichever server answers them, so the ids stand here with the number of opens that use them, and with which file it is:
@@ -43,7 +41,8 @@ _REQUEST_BYTES = (1 << 20) + 8192
 _REQUEST_UNIQUE = 8  # where fuse_in_header has it
 _WAITING_OFFSET = _REQUEST_OFFSET + MAX_SERVERS * _REQUEST_BYTES
 _WAITING_BYTES = 512
-_TOTAL = _WAITING_OFFSET + _PLACES * _WAITING_BYTES
+_SLOT_WAITING_BYTES = _PLACES * _WAITING_BYTES
+_TOTAL = _WAITING_OFFSET + MAX_SERVERS * _SLOT_WAITING_BYTES
 
 
 @dataclass(slots=True)
@@ -102,15 +101,16 @@ class SharedMemory:
         start = _REQUEST_OFFSET + slot * _REQUEST_BYTES
         return memoryview(self._memory)[start : start + _REQUEST_BYTES]
 
-    def store_waiting(self, place: int, request: bytes | memoryview) -> None:
-        """Keeps a request of the only server that waits at a place, if it is short; place 0 keeps none."""
+    def store_waiting(self, slot: int, place: int, request: bytes | memoryview) -> None:
+        """Keeps a request of a server that waits at a place, if it is short; place 0 keeps none."""
         if place and len(request) <= _WAITING_BYTES:
-            start = _WAITING_OFFSET + place * _WAITING_BYTES
+            start = _WAITING_OFFSET + slot * _SLOT_WAITING_BYTES + place * _WAITING_BYTES
             self._memory[start : start + len(request)] = bytes(request)
 
     def waiting(self, slot: int) -> list[tuple[int, int, bytes]]:
         """(place, unique, what is kept there) of every request that waits, or waited when its server died."""
-        starts = range(_WAITING_OFFSET, _TOTAL, _WAITING_BYTES)
+        first = _WAITING_OFFSET + slot * _SLOT_WAITING_BYTES
+        starts = range(first, first + _SLOT_WAITING_BYTES, _WAITING_BYTES)
         return [
             (place, unique, self._memory[start : start + _WAITING_BYTES])
             for place, (unique, start) in enumerate(zip(self._uniques(slot), starts, strict=True))

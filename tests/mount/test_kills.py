@@ -183,6 +183,58 @@ def test_what_a_server_has_read_and_not_yet_looked_at_is_answered_after_its_deat
     _answered([asking])
 
 
+@pytest.mark.parametrize("servers", ["1", pytest.param("2", marks=pytest.mark.soak)])
+def test_one_request_may_meet_any_number_of_deaths(bucket: Bucket, mountkit: CommandLine, servers: str) -> None:
+    """[failures-1] Below Linux 6.9. The kernel would take one ESTALE for a read or a walk, and no second one."""
+    bucket.put("large", content(7, 8_000_000))
+    bucket.put("other", b"bytes")
+    budgets = ("--data-budget", "60s", "--metadata-budget", "60s")
+    directory = mountkit.mount(bucket.source, "--servers", servers, "--no-passthrough", "--no-resend", *budgets)
+    with subprocess.Popen(
+        [sys.executable, "-c", _READS_WHEN_TOLD, str(directory / "large")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"open\n"
+        assert (directory / "other").stat().st_size == 5
+        bucket.proxy.freeze()
+        try:
+            before = mountkit.status(directory)["reads"]
+            reader.stdin.write(b"now\n")
+            reader.stdin.flush()
+            missing = subprocess.Popen(["test", "!", "-e", str(directory / "not-there")])
+            asking = [_reading(directory / "other"), missing]
+            for _ in range(3):
+                status = _with_more(mountkit, directory, before, "lookups", "fetched_opens", "misses")
+                before = status["reads"]
+                for pid in status["server_pids"]:
+                    kill(pid)
+        finally:
+            bucket.proxy.thaw()
+        _answered([reader, *asking])
+
+
+_READS_WHEN_TOLD = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+print("open", flush=True)
+sys.stdin.readline()
+sys.exit(os.pread(fd, 1, 7_000_000) != bytes([7_000_007 % 251]))
+"""
+
+
+def _with_more(mountkit: CommandLine, directory: Path, before: dict[str, int], *counters: str) -> dict[str, Any]:
+    """The status, as soon as these counters have gone up: the servers that live have the requests in their hands."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        status = _answering(mountkit, directory)
+        if all(status["reads"][name] > before[name] for name in counters):
+            return status
+    raise AssertionError(f"{counters} did not go up")
+
+
 def _reading(path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL)
 

@@ -49,7 +49,7 @@ def left_by_a_dead_server(fd: int) -> None:
     newest = mkdir(10, b"newest")
     shared.request_buffer(0)[: len(newest)] = newest
     for place, unique in ((7, 4), (1, 6)):
-        shared.store_waiting(place, mkdir(unique, b"dir-%d" % unique))
+        shared.store_waiting(0, place, mkdir(unique, b"dir-%d" % unique))
         shared.store_in_flight(0, place, unique)
     shared.store_in_flight(0, INJECTED_PLACES[0], 2)
 

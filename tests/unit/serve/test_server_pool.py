@@ -142,11 +142,31 @@ async def test_what_a_dead_server_held_is_handed_out_before_the_next_one_of_its_
 
 
 @in_trio
+async def test_nobody_waits_for_a_server_that_died_with_the_keeper(shared: SharedMemory) -> None:
+    """Its requests are in nobody's hands until another one has its place."""
+    pool = ServerPool(2, _nothing)
+    pool._shared = shared
+    with subprocess.Popen(["sleep", "60"]) as dead, subprocess.Popen(["sleep", "60"]) as late:
+        for slot, process in enumerate((dead, late)):
+            shared.store_server(slot, process.pid, processes.started(process.pid))
+        dead.kill()
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        with trio.move_on_after(0.2) as waited:
+            await pool._await_joins(60.0)
+        assert waited.cancelled_caught, "one still lives"
+        late.kill()
+        os.waitid(os.P_PID, late.pid, os.WEXITED | os.WNOWAIT)
+        await pool._await_joins(60.0)
+    assert pool._joining_is_over
+
+
+@in_trio
 async def test_the_kernel_says_who_joins_not_the_message(
-    stranger: tuple[subprocess.Popen[bytes], socket.socket],
+    stranger: tuple[subprocess.Popen[bytes], socket.socket], shared: SharedMemory
 ) -> None:
     process, ours = stranger
     pool = ServerPool(1, _nothing)
+    pool._shared = shared
     pool._shape = [1]
     await pool.join({"op": "join", "slot": 0, "pid": 1}, Channel(trio.socket.from_stdlib_socket(ours)))
     await pool._await_joins(1.0)
