@@ -1,15 +1,22 @@
 """Where our processes write what happened: one file a state directory, appended to by all processes of its mounts.
 
+Once it is large, whoever is about to write a line puts it aside under a second name, whose earlier file goes. The
+others notice at their next line, and go on in the new file; a line that meets the moment is in one of the two. Nobody
+waits for anybody: a stopped process could have all others wait.
+
 How much, and whether as text or as JSON, stands in the environment (`notes`), which each hands to those it starts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import sys
 import time
+from typing import TextIO
 
 from mountkit import notes
 
@@ -65,25 +72,79 @@ def _formatter() -> logging.Formatter:
 
 
 def to_state_directory(state_fd: int) -> None:
-    """From here on logs (and stderr) go to the state directory's file; a large one of earlier days is put aside.
+    """From here on logs (and stderr) go to the state directory's file.
 
     Where the file cannot be written (full or read-only disk), stderr stays; so it does in a unit, where it is the
     journal.
     """
     if _unit():
         return
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    shared = _SharedFile(state_fd)
     try:
-        fd = os.open(FILE_NAME, flags, 0o600, dir_fd=state_fd)
-        if os.fstat(fd).st_size > _LIMIT_BYTES:
-            os.rename(FILE_NAME, FILE_NAME + ".1", src_dir_fd=state_fd, dst_dir_fd=state_fd)
-            os.close(fd)
-            fd = os.open(FILE_NAME, flags, 0o600, dir_fd=state_fd)
+        shared.open()
     except OSError as exc:
+        shared.close()
         logging.getLogger(__name__).warning("cannot write a log file: %s", exc)
         return
-    os.dup2(fd, 2)
-    os.close(fd)
+    root = logging.getLogger()
+    shared.setFormatter(_formatter())
+    for earlier in list(root.handlers):
+        root.removeHandler(earlier)
+        earlier.close()
+    root.addHandler(shared)
+
+
+class _SharedFile(logging.StreamHandler[TextIO]):
+    """The log file of a state directory, at stderr."""
+
+    def __init__(self, state_fd: int) -> None:
+        super().__init__(sys.stderr)
+        self._directory = os.dup(state_fd)
+
+    def open(self) -> None:
+        """Has stderr be the file of that name, which is made where missing. Raises OSError."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(FILE_NAME, flags, 0o600, dir_fd=self._directory)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # a disk that fails: the line goes where the last one went
+            self._follow()
+        super().emit(record)
+
+    def _follow(self) -> None:
+        ours = os.fstat(2)
+        try:
+            there = os.stat(FILE_NAME, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            self.open()
+            return
+        if not os.path.samestat(ours, there):
+            self.open()
+        elif there.st_size > _LIMIT_BYTES:
+            self._put_aside(there)
+            self.open()
+
+    def _put_aside(self, full: os.stat_result) -> None:
+        """Renames this very file, if nobody else is about to: else it could be the next one, over all its lines."""
+        fd = os.open(FILE_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), full) and os.path.samestat(
+                full, os.stat(FILE_NAME, dir_fd=self._directory)
+            ):
+                os.rename(FILE_NAME, FILE_NAME + ".1", src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except BlockingIOError:
+            pass  # somebody does it
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+        super().close()
 
 
 def place(file: str) -> str:

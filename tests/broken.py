@@ -121,6 +121,13 @@ MUTATIONS = [
         "    if False:",
         "tests/mount/test_disk.py -k read_only",
     ),
+    Mutation(
+        "who writes on goes into a log that was put aside",
+        "logs.py",
+        "        if not os.path.samestat(ours, there):\n",
+        "        if False:\n",
+        "tests/unit/test_logs.py",
+    ),
     # ---- cache
     Mutation(
         "cached bytes are given out unchecked",
