@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mountkit import mountinfo
+
 ROOT = Path(__file__).parents[1]
 _LIMIT_S = 150
 
@@ -127,6 +129,13 @@ MUTATIONS = [
         "        if not os.path.samestat(ours, there):\n",
         "        if False:\n",
         "tests/unit/test_logs.py",
+    ),
+    Mutation(
+        "any user is listened to at a control socket",
+        "ipc.py",
+        "            if _is_trusted(accepted):\n",
+        "            if True:\n",
+        "tests/unit/test_ipc.py",
     ),
     # ---- cache
     Mutation(
@@ -316,6 +325,13 @@ def show(mutation: Mutation, directory: Path, *, proven: set[str]) -> bool:
     return failed
 
 
+def _take_away_what_is_mounted(below: str) -> None:
+    """A broken build may leave mounts."""
+    for point in mountinfo.ours():
+        if point.directory.startswith(below):
+            subprocess.run(["umount", "-l", "--", point.directory], check=True)
+
+
 def main() -> int:
     words = sys.argv[1:]
     chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
@@ -324,6 +340,7 @@ def main() -> int:
     for mutation in chosen:
         with tempfile.TemporaryDirectory(prefix="mountkit-broken-") as directory:
             good += show(mutation, Path(directory), proven=proven)
+            _take_away_what_is_mounted(directory)
     print(f"{good} of {len(chosen)} mutations are seen by their tests")
     return good != len(chosen)
 

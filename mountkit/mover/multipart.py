@@ -16,12 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from awscrt.checksums import crc32c
-
 from mountkit.errors import ObjectChanged, ObjectMissing, StoreError, StoreUnavailable, UploadMissing
 from mountkit.mover.upload_jobs import Condition, OpenFile, StagedFile, ours_or_refused
 from mountkit.staging.queue import Base, Operation, UploadJournal
 from mountkit.store.api import MAX_PARTS, MIN_PART_BYTES, Hashed, ObjectInfo, Part, Properties, Store
+from mountkit.store.payload import crc32c
 
 log = logging.getLogger(__name__)
 SINGLE_BYTES = 16 << 20

@@ -26,6 +26,7 @@ _START_S = 15.0
 _STATUS_S = 1.0
 _GOODBYE_S = 3.0
 _LINKED_S = 1.0
+_LOOK_S = 0.1
 _MEND_S, _MEND_MOST_S = 3.0, 300.0
 """How often a cache disk that failed is tried again; twice as long after each time that it failed again at once."""
 
@@ -148,8 +149,7 @@ class MoverHost:
             try:
                 if not await ipc.answers(self.socket_path):
                     await self._start(check=False)
-                with trio.move_on_after(_LINKED_S):
-                    await self.link.linked()
+                if await self._linked():
                     self._last_error = ""
                     return self.link.lost
             except MountkitError as exc:
@@ -157,8 +157,17 @@ class MoverHost:
                 if problem != self._last_error:
                     log.error("%s", problem)
                 self._last_error = problem
-            delay = min(2.0, delay + 0.2)
             await trio.sleep(delay)
+            delay = min(2.0, delay + 0.2)
+
+    async def _linked(self) -> bool:
+        """Whether the link gets its mover; False as soon as that one has gone after all."""
+        with trio.move_on_after(_LINKED_S):
+            while await ipc.answers(self.socket_path):
+                with trio.move_on_after(_LOOK_S):
+                    await self.link.linked()
+                    return True
+        return False
 
     async def _start(self, *, check: bool) -> bool:
         """Starts a mover; False if another one had the state directory already. Raises what keeps it from starting.

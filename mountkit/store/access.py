@@ -179,12 +179,15 @@ class Access:
         return replace(self, region=region, endpoint=endpoint)
 
 
-def find_access(url: BucketURL) -> Access:
-    """The way to `url` by what the URL, the environment and the profile say. Raises UsageError, CredentialsError."""
+def find_access(url: BucketURL, region: str = "") -> Access:
+    """The way to `url` by what the URL, the environment and the profile say, or to `region` where that is known.
+
+    Raises UsageError, CredentialsError.
+    """
     if url.bucket.endswith("--x-s3"):
         raise UsageError(f"`{url.bucket}` is a directory bucket (S3 Express), which mountkit cannot mount yet")
     session = session_for(url)
-    region = url.region or os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+    region = region or url.region or os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     endpoint = url.endpoint or _aws_endpoint(url, region)
     custom = bool(url.endpoint) or not _AWS_HOST.fullmatch(urlsplit(endpoint).hostname or "")
     if not custom and (mlflow := os.environ.get("MLFLOW_S3_ENDPOINT_URL")):

@@ -83,11 +83,9 @@ def connect(
     """
     wallet = Wallet(url, keys)
     timeouts = Timeouts(connect_timeout_s, stall_timeout_s, request_timeout_s, answer_timeout_s, document_timeout_s)
-    access = find_access(url)
+    access = find_access(url, region)
     if not region:
         access = _in_its_region(url, access, SignedHTTP(access, wallet, for_check(timeouts, CHECK_S)))
-    elif region != access.region:
-        access = access.in_region(url, region)
     return S3Store(access, wallet, timeouts)
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +47,33 @@ TOGETHER = [
 ]
 
 
-def _read_until(stop: str, paths: list[Path], expected: list[str]) -> tuple[int, float]:
-    """Reads and checks until the file `stop` exists: files read, seconds of the slowest."""
-    count, worst = 0, 0.0
+@dataclass(frozen=True)
+class Reading:
+    """When a file was read, on the clock that all processes share."""
+
+    began: float
+    seconds: float
+
+
+def _read_until(stop: str, paths: list[Path], expected: list[str]) -> list[Reading]:
+    """Reads and checks until the file `stop` exists."""
+    done = []
     while not os.path.exists(stop):
         for path, digest in zip(paths, expected, strict=True):
-            started = time.monotonic()
+            began = time.monotonic()
             found = hashlib.sha256(path.read_bytes()).hexdigest()
-            worst = max(worst, time.monotonic() - started)
+            done.append(Reading(began, time.monotonic() - began))
             assert found == digest, path
-            count += 1
-    return count, worst
+    return done
 
 
 @contextlib.contextmanager
-def _readers(tmp_path: Path, directory: Path, objects: dict[str, bytes], how_many: int) -> Iterator[list[float]]:
-    """Checksumming readers for the time of the block; afterwards each one's slowest file in seconds."""
+def _readers(tmp_path: Path, directory: Path, objects: dict[str, bytes], how_many: int) -> Iterator[list[Reading]]:
+    """Checksumming readers for the time of the block; afterwards all that they have read."""
     stop = tmp_path / "stop"
     paths = [directory / key for key in objects]
     expected = [hashlib.sha256(data).hexdigest() for data in objects.values()]
-    slowest: list[float] = []
+    readings: list[Reading] = []
     with concurrent.futures.ProcessPoolExecutor(how_many) as pool:
         step = max(1, len(paths) // how_many)
         running = [
@@ -75,13 +86,18 @@ def _readers(tmp_path: Path, directory: Path, objects: dict[str, bytes], how_man
             for n in range(how_many)
         ]
         try:
-            yield slowest
+            yield readings
         finally:
             stop.touch()
         for reader in running:
-            count, worst = reader.result(60)
-            assert count >= len(paths), "a reader was never through its files"
-            slowest.append(worst)
+            done = reader.result(60)
+            assert len(done) >= len(paths), "a reader was never through its files"
+            readings += done
+
+
+def _longest(readings: list[Reading]) -> float:
+    """The seconds of the slowest file."""
+    return max(reading.seconds for reading in readings)
 
 
 def _fill(bucket: Bucket, count: int = 100, size: int = 300_000) -> dict[str, bytes]:
@@ -133,13 +149,13 @@ def test_readers_notice_no_death(bucket: Bucket, mountkit: CommandLine, tmp_path
     """[failures-1]"""
     objects = _fill(bucket)
     directory = mountkit.mount(bucket.source, *flags)
-    with _readers(tmp_path, directory, objects, 8) as slowest:
+    with _readers(tmp_path, directory, objects, 8) as readings:
         for who in TOGETHER:
             pids = _pids(mountkit.status(directory), who)
             for pid in pids:
                 kill(pid)
             wait_until(_whole_without(mountkit, directory, pids), seconds=20)
-    assert max(slowest) < PATIENCE_S
+    assert _longest(readings) < PATIENCE_S
     assert mountkit.status(directory)["state"] == "ok"
 
 
@@ -257,23 +273,33 @@ def _answered(asking: list[subprocess.Popen[bytes]]) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("who", ["server", "mover", "keeper"])
-@pytest.mark.parametrize("flags", [("--servers", "1"), ("--servers", "2"), ("--servers", "2", "--no-passthrough")])
+@pytest.mark.parametrize("who", TOGETHER)
+@pytest.mark.parametrize("flags", [("--servers", "2"), ("--servers", "2", "--no-passthrough", "--no-resend")])
 def test_reads_go_on_within_two_seconds_of_a_death(
     bucket: Bucket, mountkit: CommandLine, tmp_path: Path, who: str, flags: tuple[str, ...]
 ) -> None:
-    """[failures-1] Cold and warm reads; for a machine that has nothing else to do. Prints the longest one."""
+    """[failures-1] Cold and warm reads; for a machine that has nothing else to do. Prints how long they took."""
     objects = _fill(bucket)
     directory = mountkit.mount(bucket.source, *flags, "--cache-size", "10MB")  # so that most reads need the mover
-    with _readers(tmp_path, directory, objects, 8) as slowest:
-        for _ in range(10):
+    deaths = []
+    with _readers(tmp_path, directory, objects, 8) as readings:
+        for _ in range(20):
             pids = _pids(mountkit.status(directory), who)
             drop_page_cache()
+            deaths.append(time.monotonic())
             for pid in pids:
                 kill(pid)
             wait_until(_whole_without(mountkit, directory, pids), seconds=20)
-    print(f"{who} {' '.join(flags)}: the longest read of a file took {max(slowest):.2f} s")
-    assert max(slowest) < 2.0
+    waits = sorted(
+        max(each.seconds for each in readings if each.began < until and each.began + each.seconds > death)
+        for death, until in itertools.pairwise([*deaths, math.inf])
+    )
+    usual = statistics.median(each.seconds for each in readings)
+    print(
+        f"{who} {' '.join(flags)}: the longest read over each of {len(waits)} deaths, in s: "
+        f"median {statistics.median(waits):.2f}, 18th {waits[17]:.2f}, longest {waits[-1]:.2f} (any read: {usual:.3f})"
+    )
+    assert waits[-1] < 2.0
 
 
 @pytest.mark.parametrize("flags", VARIANTS[:2])
@@ -284,7 +310,7 @@ def test_random_deaths_in_a_row(
     objects = _fill(bucket)
     directory = mountkit.mount(bucket.source, *flags)
     rnd = random.Random(50)
-    with _readers(tmp_path, directory, objects, 8) as slowest:
+    with _readers(tmp_path, directory, objects, 8) as readings:
         for _ in range(deaths):
             status = _answering(mountkit, directory)
             # Keeper and servers start each other: one that is in office has to be left, which both kinds are here.
@@ -293,7 +319,7 @@ def test_random_deaths_in_a_row(
                 kill(victim)
             time.sleep(rnd.uniform(0, 0.3))
     wait_until(_whole_without(mountkit, directory, []), seconds=20)
-    assert max(slowest) < 4 * PATIENCE_S  # several may follow each other under one read
+    assert _longest(readings) < 4 * PATIENCE_S  # several may follow each other under one read
 
 
 def test_who_mounts_once_more_does_not_wait_for_the_mounts_servers(bucket: Bucket, mountkit: CommandLine) -> None:
@@ -385,7 +411,7 @@ def test_every_process_is_replaced_under_readers_by_order(
     """[failures-9] `mountkit upgrade`."""
     objects = _fill(bucket)
     directory = mountkit.mount(bucket.source, *flags)
-    with _readers(tmp_path, directory, objects, 4) as slowest:
+    with _readers(tmp_path, directory, objects, 4) as readings:
         for _ in range(2):
             before = mountkit.status(directory)
             result = mountkit.run("upgrade", str(directory))
@@ -394,7 +420,7 @@ def test_every_process_is_replaced_under_readers_by_order(
             old = {before["keeper_pid"], before["mover_pid"], *before["server_pids"]}
             assert not old & {after["keeper_pid"], after["mover_pid"], *after["server_pids"]}
             assert after["restarts"] == {"server": 0, "mover": 0}
-    assert max(slowest) < PATIENCE_S
+    assert _longest(readings) < PATIENCE_S
 
 
 @pytest.mark.parametrize("who", ["server", "mover", "keeper", "all"])

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,42 @@ def test_a_listener_is_private_and_takes_the_place_of_a_dead_one(tmp_path: Path)
             assert os.stat(path).st_mode & 0o777 == 0o600
             (await Channel.connect(path)).close()
         assert not os.path.exists(path)
+
+    trio.run(main)
+
+
+_SOMEBODY_ELSE = """
+import os, socket
+from mountkit import ipc
+os.setgid(65534); os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as asking:
+    asking.settimeout(10)
+    try:
+        asking.connect("x.sock")
+        asking.sendall(b"".join(ipc.encode({"op": "status", "id": 1})))
+        print("answered" if asking.recv(1) else "turned away")
+    except PermissionError:
+        print("no way in")
+    except (BrokenPipeError, ConnectionResetError):
+        print("turned away")
+"""
+
+
+@pytest.mark.parametrize(("mode", "outcome"), [(0o600, "no way in"), (0o666, "turned away")])
+def test_another_user_is_not_talked_to_whatever_the_sockets_mode(tmp_path: Path, mode: int, outcome: str) -> None:
+    """[secrets-1]"""
+    tmp_path.chmod(0o755)
+
+    async def handler(_request: Message, _progress: ipc.Progress) -> dict[str, Any]:
+        return {"state": "ok"}
+
+    async def main() -> None:
+        async with ipc.listening(str(tmp_path / "x.sock")) as listener, trio.open_nursery() as nursery:
+            (tmp_path / "x.sock").chmod(mode)
+            nursery.start_soon(ipc.serve, listener, lambda c: ipc.answer_requests(c, handler))
+            done = await trio.run_process([sys.executable, "-c", _SOMEBODY_ELSE], cwd=tmp_path, capture_stdout=True)
+            nursery.cancel_scope.cancel()
+        assert done.stdout.decode().strip() == outcome
 
     trio.run(main)
 
