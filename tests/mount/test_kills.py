@@ -448,7 +448,8 @@ def test_processes_that_are_stopped_for_a_while_go_on(
 def test_a_network_that_is_down_for_a_while_is_waited_for(bucket: Bucket, mountkit: CommandLine, down_s: float) -> None:
     """[failures-4] Connections stay, no byte passes, in the middle of bodies too; then it goes on by itself."""
     objects = _fill(bucket, 20, 3_000_000)
-    directory = mountkit.mount(bucket.source, "--data-budget", "120s", "--metadata-budget", "120s")
+    patience = ("--data-budget", "120s", "--metadata-budget", "120s", "--ttl", "10m")
+    directory = mountkit.mount(bucket.source, *patience)
     assert len(os.listdir(directory)) == 20
     with concurrent.futures.ProcessPoolExecutor(4) as pool:
         running = [pool.submit(_digest, directory / key) for key in objects]
