@@ -44,14 +44,14 @@ MUTATIONS = [
         "serve/server_pool.py",
         "            if self._resend and not session.resend(self._fuse_fd):\n",
         "            if False:\n",
-        "tests/mount/test_kills.py::test_readers_notice_no_death[two-servers]",
+        "tests/mount/test_kills.py::test_one_request_may_meet_any_number_of_deaths[resend]",
     ),
     Mutation(
         "nobody does again what a dead server had in its hands",
         "serve/server.py",
         '        if not body["first"] and not session.can_resend(settings):\n',
         "        if False:\n",
-        "tests/mount/test_kills.py -k any_number_of_deaths",
+        "tests/mount/test_kills.py::test_one_request_may_meet_any_number_of_deaths[no-resend]",
     ),
     Mutation(
         "a keeper's successor is handed the descriptor that libfuse reads from",

@@ -82,10 +82,8 @@ class MoverHost:
                 if not await ipc.answers(self.socket_path):
                     self.settings = self._asked
                     ours = await self._start(check=True)
-                with trio.move_on_after(_LINKED_S):
-                    await self.link.linked()
-                    if ours or await self._agreed():
-                        return
+                if await self._linked() and (ours or await self._agreed()):
+                    return
         raise StoreUnavailable(
             f"{self.settings.source} did not answer within {_START_S:g} s",
             "check the endpoint, the network and any proxy",
@@ -218,7 +216,10 @@ class MoverHost:
 
     def _follow(self, place: Message) -> None:
         self.pid = int(place.body["pid"])
-        self.settings = terms.followed(self.settings, MountSettings.from_json(place.body["settings"]))
+        running = MountSettings.from_json(place.body["settings"])
+        if words := terms.differences(self.settings, running):
+            log.info("the mover is another mount's, with %s", ", ".join(words))
+        self.settings = terms.followed(self.settings, running)
         self._state.take(place)
 
     async def _mend(self) -> None:
