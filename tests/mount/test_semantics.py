@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -273,22 +272,6 @@ def test_a_read_that_cannot_be_answered_fails_within_its_budget(bucket: Bucket, 
     assert time.monotonic() - started < 8
     bucket.proxy.fault = None
     assert (root / "d/f").read_bytes() == content(1, 100_000)
-
-
-def test_kill_9_ends_a_waiting_reader_soon(bucket: Bucket, mountkit: CommandLine) -> None:
-    """[failures-2]"""
-    bucket.put("d/f", content(1, 100_000))
-    root = mountkit.mount(bucket.source)
-    assert (root / "d/f").stat().st_size == 100_000
-    bucket.proxy.fault = lambda method, target: b""
-    reader = subprocess.Popen(["cat", str(root / "d/f")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(0.5)
-    assert reader.poll() is None
-    started = time.monotonic()
-    reader.kill()
-    reader.wait(20)
-    assert time.monotonic() - started < 4
-    bucket.proxy.fault = None
 
 
 def test_a_cache_that_is_full_makes_reads_slower_never_wrong(bucket: Bucket, mountkit: CommandLine) -> None:
