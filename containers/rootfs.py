@@ -98,7 +98,14 @@ class RootFileSystem:
             if ".libs/" not in library and "-packages/" not in library:
                 self._content(library, Path(library).read_bytes(), 0o755)
 
+    def _above(self, name: str) -> None:
+        """The directories `name` lies in: what is not in the archive, rootless Docker closes to ordinary users."""
+        for directory in reversed(Path(name).parents[:-1]):
+            if str(directory) not in self._paths:
+                self._directory(str(directory), 0o755)
+
     def _directory(self, path: str, mode: int) -> None:
+        self._paths.add(path)
         entry = tarfile.TarInfo(path)
         entry.type, entry.mode = tarfile.DIRTYPE, mode
         self._tar.addfile(entry)
@@ -107,6 +114,7 @@ class RootFileSystem:
         name = os.path.normpath(path).lstrip("/")
         if name in self._paths:
             return
+        self._above(name)
         self._paths.add(name)
         entry = tarfile.TarInfo(name)
         entry.size, entry.mode = len(content), mode

@@ -58,9 +58,7 @@ def build(engine: DockerEngine) -> None:
 def _pack(tar: tarfile.TarFile) -> None:
     libraries: set[str] = set()
     for directory, mode in (("bin", 0o755), ("etc", 0o755), ("data", 0o755), ("tmp", 0o1777)):
-        entry = tarfile.TarInfo(directory)
-        entry.type, entry.mode = tarfile.DIRTYPE, mode
-        tar.addfile(entry)
+        _add_directory(tar, directory, mode)
     _add(tar, "etc/passwd", b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n", 0o644)
     _add(tar, "etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644)
     for name in PROGRAMS.split():
@@ -69,8 +67,17 @@ def _pack(tar: tarfile.TarFile) -> None:
             raise HostError(f"this machine has no `{name}`, which the test image is made of", "install coreutils")
         _add(tar, f"bin/{name}", Path(found).read_bytes(), 0o755)
         libraries |= _libraries(found)
+    # Directories that are not in the archive are closed to ordinary users where rootless Docker unpacks it.
+    for above in sorted({str(one) for library in libraries for one in Path(library).parents} - {"/", "/bin", "/etc"}):
+        _add_directory(tar, above.lstrip("/"), 0o755)
     for library in sorted(libraries):
         _add(tar, library.lstrip("/"), Path(library).read_bytes(), 0o755)
+
+
+def _add_directory(tar: tarfile.TarFile, name: str, mode: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode = tarfile.DIRTYPE, mode
+    tar.addfile(entry)
 
 
 def _libraries(program: str) -> set[str]:
