@@ -56,6 +56,8 @@ TEST_PROGRAMS = {
     "podman": Need("podman", "the tests run containers with it, too"),
     "catatonit": Need("catatonit", "the init process of Podman's containers"),
     "runc": Need("runc", "starts Podman's containers"),
+    "rootlesskit": Need("rootlesskit", "the tests run containers of an ordinary user's own Docker"),
+    "newuidmap": Need("uidmap", "gives that user numbers for his containers"),
     "s3fs": Need("s3fs", "the other driver, which the tests run"),
     "systemd-analyze": Need("systemd", "the tests boot it in a container"),
     "strace": Need("strace", "the tests kill a server in the moment before its answer with it"),

@@ -33,6 +33,7 @@ from mountkit import mountinfo
 from mountkit.errors import EngineError, ImageMissing
 from mountkit.run import docker_spec
 from mountkit.run.docker_link import DockerLink, last_words, reason
+from mountkit.run.docker_sight import Sight
 from mountkit.run.engine import ContainerExit, Found, Image, ImageInside, Output, PullProgress
 from mountkit.run.output import give_up
 from mountkit.run.plan import RUN_LABEL, ContainerPlan
@@ -146,9 +147,12 @@ class DockerEngine(DockerLink):
         started: Callable[[str], None] | None = None,
     ) -> ContainerExit:
         """See `Engine.run`."""
+        points = mountinfo.mount_points()
+        sight = Sight(self.url, plan, points)
+        sight.check_engine()
         with _Signals() as events, self.client() as client:
             with self.translated(f"cannot create a container of `{plan.image}`", on_conflict=_NAME_TAKEN):
-                body = docker_spec.creation(plan, mountinfo.mount_points())
+                body = docker_spec.creation(plan, points)
                 made: dict[str, Any] = client.create_container_from_config(  # type: ignore[no-untyped-call]
                     body, plan.name, plan.platform or None
                 )
@@ -162,6 +166,8 @@ class DockerEngine(DockerLink):
                     started(container)
 
             try:
+                with self.translated("does not show what the container would see"):
+                    sight.check_container(client, container)
                 return self._attach_and_follow(
                     client, container, output or self._print, events, stop_timeout_s, tty=plan.tty, start=start
                 )
