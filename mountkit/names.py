@@ -15,6 +15,8 @@ HIDDEN: Final = b".mountkit"
 """The directory under the root that lookups find and readdir does not show."""
 KEYS: Final = b"keys"
 """The directory in `.mountkit` that holds any key under its escaped name."""
+RUNS: Final = b".mountkit-runs"
+"""The directory in an output that has the receipts of the runs that wrote there; no readdir of the root shows it."""
 NAME_MAX: Final = 255
 
 _PLAIN_NAME: Final = re.compile(rb"(?!\.{1,2}\Z)[ -.0-~]{1,255}").fullmatch

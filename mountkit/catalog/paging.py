@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mountkit import names
+from mountkit.catalog import schema
 from mountkit.catalog.values import DirectoryEntry, DirectoryPage, Kind, ObjectRow
 
 OBJECT_COLUMNS: Final = "o.id, o.key, o.etag, o.size, o.mtime_ns, o.version_id, o.storage_class, o.superseded_at"
@@ -20,6 +21,7 @@ _WITH_OBJECTS: Final = (
     f" FROM entry e LEFT JOIN object o ON e.kind = 1 AND o.id = e.inode {_WHERE}"
 )
 _NAMES: Final = f"SELECT e.name, e.kind, e.inode FROM entry e {_WHERE}"  # noqa: S608
+_UNLISTED: Final = names.RUNS + names.SEPARATOR
 _SHADOWED: Final = "SELECT 1 FROM entry WHERE parent = ? AND name = ? AND kind = 2"
 
 MakeObject = Callable[[tuple[Any, ...]], ObjectRow]
@@ -49,6 +51,8 @@ def stretch(
         for row in rows[:wanted]:
             name, kind, inode = row[:3]
             after = name
+            if kind == 2 and local == schema.ROOT and name == _UNLISTED:
+                continue
             if kind == 2:
                 entries.append(DirectoryEntry(base + inode, name[:-1], Kind.DIRECTORY, base + inode, None))
             elif not whole and name + names.SEPARATOR > through:

@@ -13,14 +13,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mountkit import __version__
+from mountkit import __version__, names
 from mountkit.errors import MountkitError
 from mountkit.run import read, records, secret_files
 from mountkit.run.engine import ContainerExit
 from mountkit.run.shared_mounts import Mounter, SharedMounts
 
-COPIES = ".mountkit-runs"
-"""The directory of an output in a bucket that has the receipts of the runs that wrote there."""
+_COPIES = os.fsdecode(names.RUNS)
 
 
 def close_run(
@@ -126,8 +125,8 @@ def _copy(run: records.Run, receipt: dict[str, Any], mounter: Mounter, directory
     for shown in receipt["inputs"]:
         if name := shown.get("objects", {}).get("list"):
             with open(os.path.join(run.path, name), "rb") as file:
-                mounter.put(directory, f"{COPIES}/{run.id}/{name}", file)
-    mounter.put(directory, f"{COPIES}/{run.id}/receipt.json", io.BytesIO(records.receipt_text(receipt).encode()))
+                mounter.put(directory, f"{_COPIES}/{run.id}/{name}", file)
+    mounter.put(directory, f"{_COPIES}/{run.id}/receipt.json", io.BytesIO(records.receipt_text(receipt).encode()))
 
 
 def _receipt(

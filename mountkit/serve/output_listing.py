@@ -13,11 +13,12 @@ import sys
 import time
 from typing import NamedTuple
 
+from mountkit import names
 from mountkit.serve.input_listing import InputListing
 from mountkit.serve.messages import Attributes
 from mountkit.serve.output_names import Names, Place, changed_here
 from mountkit.serve.values import DirectoryEntry, FileSystemError, Presentation
-from mountkit.staging.tree import Entry, Node, NodeKind, Tree
+from mountkit.staging.tree import ROOT_NODE, Entry, Node, NodeKind, Tree
 
 LISTED_BIT = 1 << 62
 """Set in the readdir cookie of an entry of the overlay; the catalog's cookies are smaller."""
@@ -90,7 +91,7 @@ class OutputListing:
 
     def _is_first(self, entry: Entry, node: Node, reading: Reading, consults: bool) -> bool:
         """Whether an entry is listed with the overlay's own, not where the catalog has its name."""
-        if entry.id > reading.mark:
+        if entry.id > reading.mark or (entry.parent == ROOT_NODE and entry.name == names.RUNS):
             return False
         if not consults:
             return True

@@ -273,5 +273,14 @@ def test_two_runs_at_once_on_one_mount_have_a_list_each_and_an_output_in_the_buc
         assert hashlib.sha256(got(f"{where}/input-1.jsonl")).hexdigest() == said["sha256"]
         assert receipt == json.loads(got(f"{where}/receipt.json"))
         assert all(each["upload_seconds"] > 0 for each in receipt["outputs"][0]["objects"])
+        if "b" in own:
+            _assert_not_an_input_of_later_runs(line, below("out-b"), one["id"])
         written = [each["key"].rpartition("/")[2] for each in receipt["outputs"][0]["objects"]]
         assert written == (["result"] if "b" in own else [])
+
+
+def _assert_not_an_input_of_later_runs(line: CommandLine, output: str, run_id: str) -> None:
+    """[names-6]"""
+    trained_on = line.mount(output, "--cache", str(line.cache), name="later")
+    assert os.listdir(trained_on) == ["result"]
+    assert (trained_on / ".mountkit-runs" / run_id / "receipt.json").is_file()

@@ -31,6 +31,21 @@ def test_each_page_is_seen_at_once_and_names_passed_are_known(
     assert names_in(view, view.root, clock.now) == [b"a"]
 
 
+def test_receipts_of_runs_are_found_by_name_and_not_listed_at_the_root(catalog: Catalog, view: CatalogView) -> None:
+    """[names-6]"""
+    listing = catalog.begin_listing(catalog.root)
+    listing.add(Page((info(b"a"), info(b".mountkit-runs")), (b".mountkit-runs/", b"d/"), ""))
+    listing.finish()
+    assert names_in(view, view.root) == [b"a", b"d"]
+    found = view.lookup(view.root, b".mountkit-runs")
+    assert found is not None
+    assert found.kind is Kind.DIRECTORY
+    below = catalog.begin_listing(found.inode)
+    below.add(Page((), (b".mountkit-runs/.mountkit-runs/",), ""))
+    below.finish()
+    assert names_in(view, found.inode) == [b".mountkit-runs"], "elsewhere `rm -r` must meet it"
+
+
 def test_a_file_is_held_back_until_no_directory_of_its_name_can_follow(catalog: Catalog, view: CatalogView) -> None:
     listing = catalog.begin_listing(catalog.root)
     listing.add(Page((info(b"a"), info(b"a-1"), info(b"a.2")), (), "more"))

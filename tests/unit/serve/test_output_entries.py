@@ -44,6 +44,15 @@ def test_a_file_made_where_one_was_to_be_deleted_just_replaces_it(out: Outputs) 
     assert out.queued() == ["PUT x"]
 
 
+def test_receipts_of_runs_that_are_written_here_are_not_listed_at_the_root(out: Outputs) -> None:
+    """[names-6]"""
+    inode = out.mkdir(".mountkit-runs")
+    out.write("receipt.json", b"{}", inode)
+    assert out.names() == []
+    assert out.names(inode) == ["receipt.json"]
+    assert out.names(out.mkdir("d")) == []
+
+
 def test_an_empty_directory_gets_a_marker_and_a_full_one_does_not(out: Outputs) -> None:
     inode = out.mkdir("d")
     assert out.queued() == ["PUT d/"]
