@@ -44,7 +44,7 @@ def close_run(
     for number, one in enumerate(record.get("inputs") or (), 1):
         shown = {name: one[name] for name in ("source", "target")}
         if "before" in one and ran:
-            shown |= _used(run, one, mounter, mounts)
+            shown |= {**_used(one, mounter), "shared_with": read.shared_with(run, one)}
             shown |= read.what_was_read(mounter.traces, run, number, one)
         inputs.append(shown)
     outputs, left = _outputs(run, mounter, said, ran=ran)
@@ -66,14 +66,14 @@ def close_run(
     return said
 
 
-def _used(run: records.Run, one: dict[str, Any], mounter: Mounter, mounts: SharedMounts) -> dict[str, Any]:
+def _used(one: dict[str, Any], mounter: Mounter) -> dict[str, Any]:
     details: dict[str, Any] = {}
     with contextlib.suppress(OSError):
         details = mounter.details(one["directory"])
     if not details:
         return {"counters": "unknown: the mount did not answer at the end"}
     used = records.input_of_receipt(one["before"], records.mount_counters(details))
-    return {**used, "shared": mounts.was_shared(one["directory"], run) if one.get("mounted") else None}
+    return {**used, "mounted_before": not one.get("mounted")}
 
 
 def _outputs(

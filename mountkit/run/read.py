@@ -75,6 +75,24 @@ def what_was_read(tracer: Tracer, run: records.Run, number: int, one: Mapping[st
     return {"listed": listed, "objects": {**summary, "list": name}}
 
 
+def shared_with(run: records.Run, one: Mapping[str, Any]) -> list[str]:
+    """The runs at the same time whose reading cannot be told from this run's in that input: they use its mount, too.
+
+    A mount tells what is opened in it, not for whom: the process that opens is known by a number at most, which another
+    one may have by then, and which a container's network or process settings may hide.
+    """
+    began = (run.record.get("times") or {}).get("created", 0.0)
+    others = [other for other in records.all_runs() if other.id != run.id and other.went_on_at(began)]
+    return [other.id for other in others if any(_same_mount(one, each) for each in other.mounts())]
+
+
+def _same_mount(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if one["directory"] == other.get("directory"):
+        return True
+    state = (one.get("trace") or {}).get("state_directory")
+    return state is not None and state == (other.get("trace") or {}).get("state_directory")
+
+
 def end_traces(tracer: Tracer, record: Mapping[str, Any]) -> list[str]:
     """Takes the traces of a run away; what went wrong, as sentences."""
     said = []

@@ -62,6 +62,18 @@ class Run:
     def ended(self) -> bool:
         return os.path.exists(os.path.join(self.path, "receipt.json"))
 
+    def went_on_at(self, when: float) -> bool:
+        """Whether it had not ended by then."""
+        try:
+            return os.stat(os.path.join(self.path, "receipt.json")).st_mtime >= when
+        except FileNotFoundError:
+            return True
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """What its record says of each input and output."""
+        record = self.record
+        return [*(record.get("inputs") or ()), *(record.get("outputs") or ())]
+
     @property
     def alive(self) -> bool:
         """Whether the process that sees to it is there."""

@@ -2,7 +2,6 @@
 
     mounts/KEY/lock         held while somebody mounts, unmounts, or counts
     mounts/KEY/users/ID     one per run that uses the mount, locked by its process; holds the path of the run's record
-                            and, after a NUL, a word once another run has used the mount at the same time
     mounts/KEY/mnt          where it is mounted
 
 A run that was killed leaves its user file, unlocked. It counts until somebody has collected that run, because its
@@ -24,7 +23,6 @@ from mountkit.run.answering import must_answer
 from mountkit.run.read import Tracer
 
 Options = Mapping[str, str | bool]
-_SHARED = b"shared"
 
 
 class Mounter(Protocol):
@@ -114,13 +112,6 @@ class SharedMounts:
             said.append(f"warning: cannot clear {home}: {os.strerror(exc.errno or 0)}")
         return said
 
-    def was_shared(self, directory: str, run: records.Run) -> bool:
-        """Whether another run has used it since `run` took it."""
-        with contextlib.suppress(OSError):
-            with open(os.path.join(os.path.dirname(directory), "users", run.id), "rb") as file:
-                return file.read().endswith(_SHARED)
-        return False
-
     def users(self, directory: str) -> list[str]:
         """The ids of the runs that use it."""
         with contextlib.suppress(FileNotFoundError):
@@ -140,12 +131,8 @@ class SharedMounts:
         os.makedirs(os.path.join(home, "users"), mode=0o700, exist_ok=True)
         fd = os.open(os.path.join(home, "users", run.id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(fd, os.fsencode(run.path) + b"\0")
+        os.write(fd, os.fsencode(run.path))
         self._locks[home, run.id] = fd
-        if len(users := self.users(os.path.join(home, "mnt"))) > 1:
-            for user in users:
-                with open(os.path.join(home, "users", user), "ab") as file:
-                    file.write(_SHARED)
 
     def _leave(self, home: str, run: records.Run, *, say: Any, force: bool = False) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -216,7 +203,7 @@ def _counts(user_file: str) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        run = records.at(os.fsdecode(os.pread(fd, 8192, 0).partition(b"\0")[0]))
+        run = records.at(os.fsdecode(os.pread(fd, 8192, 0)))
     except BlockingIOError:
         return True
     finally:

@@ -461,7 +461,7 @@ def test_an_input_of_a_mount_that_was_there_before_is_counted_and_traced(bench: 
     assert bench(input=[f"{tmp_path}/train"]) == 0
     (run,) = records.all_runs()
     (one,) = run.receipt["inputs"]
-    assert (one["objects_opened"], one["objects"]["count"], one["shared"]) == (10, 1, None)
+    assert (one["objects_opened"], one["objects"]["count"], one["mounted_before"]) == (10, 1, True)
 
 
 def test_a_receipt_that_cannot_be_written_costs_no_exit_code_and_leaves_no_mount(
@@ -497,7 +497,15 @@ def test_two_runs_at_once_share_one_mount_and_the_last_one_unmounts_it(bench: Be
     bench.engine.action = second
     bench(input=["first"])
     assert [line for line in bench.log if "first" in line] == ["mount first", "unmount first"]
-    assert [run.receipt["inputs"][0]["shared"] for run in records.all_runs()] == [True, True]
+    runs = records.all_runs()
+    said = [run.receipt["inputs"][0]["shared_with"] for run in runs]
+    assert said == [[runs[1].id], [runs[0].id]], "it was, whoever has ended since"
+
+
+def test_runs_one_after_the_other_share_nothing(bench: Bench) -> None:
+    for _ in range(2):
+        assert bench(input=["first"]) == 0
+    assert [run.receipt["inputs"][0]["shared_with"] for run in records.all_runs()] == [[], []]
 
 
 def test_other_options_make_another_mount(bench: Bench) -> None:

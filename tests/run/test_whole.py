@@ -68,7 +68,7 @@ def test_the_history_and_the_receipt_tell_what_a_run_read(
     (given,) = receipt["inputs"]
     assert given["bytes_fetched"] == 200_000
     assert given["requests"]["get"] >= 20
-    assert not given["shared"]
+    assert not given["shared_with"]
     assert bucket.environment["AWS_SECRET_ACCESS_KEY"] not in Path(one["receipt"]).read_text()
     again = line.run("rerun", "night", timeout=90)
     assert again.code == 3, again.err
@@ -239,7 +239,7 @@ def test_what_is_read_from_a_mount_of_the_users_own_survives_the_death_of_its_pr
     versions += in_bucket(bucket, ["train/1", "train/2", "train/more/3"])
     assert [(one["key"], one["etag"]) for one in listed] == versions
     assert said["changed_meanwhile"] == 1
-    assert json.loads(Path(history(line)[0]["receipt"]).read_text())["inputs"][0]["shared"] is None
+    assert json.loads(Path(history(line)[0]["receipt"]).read_text())["inputs"][0]["mounted_before"]
 
 
 def test_two_runs_at_once_on_one_mount_have_a_list_each_and_an_output_in_the_bucket_has_copies(
@@ -264,9 +264,11 @@ def test_two_runs_at_once_on_one_mount_have_a_list_each_and_an_output_in_the_buc
 
     for process in runs:
         assert process.communicate(timeout=90)[1] == "" and process.returncode == 0
+    both = [one["id"] for one in history(line)]
     for one in history(line):
         said, listed = objects_of(one)
         receipt = json.loads(Path(one["receipt"]).read_text())
+        assert [*receipt["inputs"][0]["shared_with"], one["id"]] in (both, both[::-1])
         where = f"{receipt['outputs'][0]['source'].partition('?')[0][-5:]}/.mountkit-runs/{one['id']}"
         own = {"a", where[4]}
         assert own <= {each["key"].rpartition("/")[2] for each in listed} <= {"a", "b", "c"}, "perhaps the other's, too"
