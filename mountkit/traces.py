@@ -19,6 +19,8 @@ from mountkit.errors import HostError, UsageError
 
 _ORDER = "order"
 """The one trace of `mountkit trace`."""
+INCOMPLETE = "# mountkit: this trace is incomplete"
+"""The first line of a list of paths that lacks some."""
 _BATCH = 1000
 
 
@@ -45,6 +47,18 @@ class Opened:
     oldest_listing: float | None = None
     newest_listing: float | None = None
     """Of the directories the objects lie in, as far as they were listed; known when `objects` is at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the trace of `mountkit trace` tells."""
+
+    mount: str
+    paths: list[str]
+    """Below the mount, in the order of their first opens."""
+    is_complete: bool
+    forgotten: int
+    """Versions that were opened and that the catalog does not know any more."""
 
 
 def place(path: str, name: str) -> TracePlace:
@@ -103,18 +117,20 @@ def begin_order(path: str) -> None:
     begin(place(path, _ORDER))
 
 
-def end_order(path: str) -> tuple[str, list[str]]:
-    """Ends it: the mount, and the paths below it in the order of their first opens. Raises MountkitError."""
+def end_order(path: str) -> Order:
+    """Ends it and tells what was opened. Raises MountkitError."""
     where = place(path, _ORDER)
     with _state(where) as state_fd, contextlib.closing(_Known(state_fd, where.state_directory)) as known:
         try:
             with tracefile.reading(state_fd, _ORDER) as trace:
                 idents = dict.fromkeys(ident for some in trace.ids() for ident in some)
+                is_complete = trace.is_complete
         except tracefile.NoTrace:
             raise UsageError("no trace is running", "begin one with `mountkit trace start DIR`") from None
         paths = [found for ident in idents if (found := known.path_of(ident)) is not None]
     end(where)
-    return mounts.required(path).directory, [os.fsdecode(found) for found in paths]
+    listed = [os.fsdecode(found) for found in paths]
+    return Order(mounts.required(path).directory, listed, is_complete, len(idents) - len(paths))
 
 
 class _Known:

@@ -202,7 +202,7 @@ def refresh(directory: str) -> None:
 @click.option("--ahead", metavar="N", type=click.IntRange(1), help="With a list: stay N files ahead of the reader.")
 def warm(directory: str, order: TextIO | None, trace: TextIO | None, ahead: int | None) -> None:
     """Fetch everything below DIRECTORY into the cache. Ctrl-C stops it; what has arrived stays."""
-    from mountkit import mounts, report
+    from mountkit import mounts, report, traces
     from mountkit.order import below_mount
 
     if order is not None and trace is not None:
@@ -214,6 +214,10 @@ def warm(directory: str, order: TextIO | None, trace: TextIO | None, ahead: int 
     with mover:
         if listed is not None:
             lines = [line.rstrip("\n") for line in listed if line.strip()]
+            if lines[:1] == [traces.INCOMPLETE]:
+                del lines[0]
+                rest = "files that are not in it are fetched when they are opened"
+                click.echo(f"warning: {listed.name} is an incomplete trace: {rest}", err=True)
             # a trace is of a whole mount, whatever directory of it is named
             paths = below_mount(info.directory if trace else directory, info.directory, lines)
             if len(paths) < len(lines):

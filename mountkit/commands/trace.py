@@ -39,9 +39,16 @@ def stop(directory: str, output: TextIO) -> None:
     """End the trace and write it down: the path of each file once, below the mount, in the order of first opens."""
     from mountkit import traces
 
-    mount, paths = traces.end_order(directory)
-    kept = [path for path in paths if "\n" not in path]
-    output.writelines(f"{path}\n" for path in kept)
-    notes.say(f"{len(kept)} files of {mount} were opened")
-    if len(kept) < len(paths):
-        click.echo(f"{len(paths) - len(kept)} have a line break in their name and are left out", err=True)
+    order = traces.end_order(directory)
+    kept = [path for path in order.paths if "\n" not in path]
+    missing = []
+    if not order.is_complete:
+        missing.append("not every open could be written down: the cache's disk was full, or they were over 4 million")
+    if order.forgotten:
+        missing.append(f"{order.forgotten} files were opened whose names are lost: the catalog was begun anew")
+    if unwritable := len(order.paths) - len(kept):
+        missing.append(f"{unwritable} files have a line break in their name and are left out")
+    output.writelines(f"{line}\n" for line in [traces.INCOMPLETE] * bool(missing) + kept)
+    notes.say(f"{len(kept)} files of {order.mount} were opened")
+    for sentence in missing:
+        click.echo(f"warning: the trace is incomplete: {sentence}", err=True)

@@ -91,6 +91,15 @@ def test_a_trace_of_opens_is_replayed_in_a_fresh_mount(bucket: Bucket, mountkit:
         assert done.code == 0 and "10 files" in done.err
         traced = trace.read_text().split()
         assert traced == keys, "each once, also the one that was sealed before"
+        assert mountkit.run("trace", "start", str(root)).code == 0
+        (root / keys[0]).read_bytes()
+        (running,) = (Path(mountkit.status(root)["state_directory"]) / "traces").iterdir()
+        running.chmod(0o400)  # as a server does that cannot write an open down
+        cut = mountkit.base / "cut.trace"
+        done = mountkit.run("trace", "stop", str(root), "--output", str(cut))
+        assert done.code == 0 and "warning: the trace is incomplete: not every open" in done.err
+        done = mountkit.run("warm", str(root), "--trace", str(cut))
+        assert done.code == 0 and "cut.trace is an incomplete trace" in done.err and "1 files" in done.err
         mountkit.unmount(root)
         fresh = mountkit.mount(
             "s3://sim",
