@@ -31,7 +31,7 @@ from docker.utils.socket import STDERR, frames_iter
 
 from mountkit import mountinfo
 from mountkit.errors import EngineError, ImageMissing
-from mountkit.run import docker_spec
+from mountkit.run import docker_spec, gpus
 from mountkit.run.docker_link import DockerLink, last_words, reason
 from mountkit.run.docker_sight import Sight
 from mountkit.run.engine import ContainerExit, Found, Image, ImageInside, Output, PullProgress
@@ -111,10 +111,8 @@ class DockerEngine(DockerLink):
 
     def has_gpus(self) -> bool:
         """See `Engine.has_gpus`."""
-        with self.client() as client, self.translated("cannot tell what it offers"):
-            information = client.info()
-        known = "nvidia" in (information.get("Runtimes") or {}) or bool(information.get("DiscoveredDevices"))
-        return known or shutil.which("nvidia-container-runtime-hook") is not None
+        with self.client() as client:
+            return self._gpu_kind(client) is not None
 
     def image_labels(self, image: str) -> dict[str, str] | None:
         """The labels of `image`, or None if the engine does not have it. Raises EngineError."""
@@ -151,8 +149,9 @@ class DockerEngine(DockerLink):
         sight = Sight(self.url, plan, points)
         sight.check_engine()
         with _Signals() as events, self.client() as client:
+            gpu_kind = (plan.gpus and self._gpu_kind(client)) or gpus.RUNTIME
             with self.translated(f"cannot create a container of `{plan.image}`", on_conflict=_NAME_TAKEN):
-                body = docker_spec.creation(plan, points)
+                body = docker_spec.creation(plan, points, gpu_kind=gpu_kind)
                 made: dict[str, Any] = client.create_container_from_config(  # type: ignore[no-untyped-call]
                     body, plan.name, plan.platform or None
                 )
@@ -225,6 +224,12 @@ class DockerEngine(DockerLink):
             finally:
                 _close(stream, copier)
             return self._exit(client, container, code, events)
+
+    def _gpu_kind(self, client: APIClient) -> str | None:
+        with self.translated("cannot tell what it offers"):
+            kind = gpus.offered(client.info())
+        hooked = shutil.which("nvidia-container-runtime-hook") is not None
+        return gpus.RUNTIME if hooked else kind
 
     def _exit(self, client: APIClient, container: str, code: int, events: _Signals) -> ContainerExit:
         with self.translated("does not say how the container ended"):

@@ -13,6 +13,7 @@ from typing import Any
 
 from mountkit import mountinfo
 from mountkit.mountinfo import MountPoint
+from mountkit.run import gpus
 from mountkit.run.plan import Bind, ContainerPlan
 
 HIDDEN = "***"
@@ -22,8 +23,8 @@ _TELLING = re.compile(
 """Whole names: `max_tokens`, `tokenizer` and TOKENIZERS_PARALLELISM are no secrets."""
 
 
-def creation(plan: ContainerPlan, points: Sequence[MountPoint]) -> dict[str, Any]:
-    """The body of the request that creates the container; `points` are the host's mounts."""
+def creation(plan: ContainerPlan, points: Sequence[MountPoint], *, gpu_kind: str = gpus.RUNTIME) -> dict[str, Any]:
+    """The body of the request that creates the container; `points` are the host's mounts, `gpu_kind` is of `gpus`."""
     host: dict[str, Any] = {
         "Mounts": [_mount(bind, points) for bind in plan.binds],
         "Init": plan.init,
@@ -35,7 +36,7 @@ def creation(plan: ContainerPlan, points: Sequence[MountPoint]) -> dict[str, Any
     if plan.cpus:
         host["NanoCpus"] = round(plan.cpus * 1e9)
     if plan.gpus:
-        host["DeviceRequests"] = [_gpu_request(plan.gpus)]
+        host["DeviceRequests"] = [gpus.request(plan.gpus, gpu_kind)]
     if plan.ipc:
         host["IpcMode"] = plan.ipc
     if plan.network:
@@ -75,7 +76,7 @@ def docker_run(plan: ContainerPlan, points: Sequence[MountPoint] = ()) -> str:
     if plan.cpus:
         words += ["--cpus", f"{plan.cpus:g}"]
     if plan.gpus:
-        ids = not (plan.gpus == "all" or _is_count(plan.gpus))
+        ids = not (plan.gpus == "all" or gpus.is_count(plan.gpus))
         words += ["--gpus", f'"device={plan.gpus.removeprefix("device=")}"' if ids else plan.gpus]
     named = (("ipc", plan.ipc), ("network", plan.network), ("user", plan.user), ("workdir", plan.workdir))
     for flag, value in (*named, ("platform", plan.platform)):
@@ -117,19 +118,6 @@ def _ulimits(plan: ContainerPlan) -> list[tuple[str, int, int]]:
         return min(value, ceiling) if name == "nofile" and ceiling != resource.RLIM_INFINITY else value
 
     return [(name, bounded(name, u.soft), bounded(name, u.hard)) for name, u in plan.ulimits.items()]
-
-
-def _gpu_request(gpus: str) -> dict[str, Any]:
-    request: dict[str, Any] = {"Driver": "", "Capabilities": [["gpu"]]}
-    if gpus == "all":
-        return request | {"Count": -1}
-    if _is_count(gpus):
-        return request | {"Count": int(gpus)}
-    return request | {"DeviceIDs": gpus.removeprefix("device=").split(",")}
-
-
-def _is_count(gpus: str) -> bool:
-    return gpus.isdigit()
 
 
 def _slave(bind: Bind, points: Sequence[MountPoint]) -> bool:

@@ -253,3 +253,39 @@ def test_a_reader_that_goes_away_does_not_disturb_the_container(tiny_image: str,
     run.stop_reading()
     assert run.end() == 0
     assert (tmp_path / "out" / "mark").read_text() == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked", "request_"),
+    [
+        ({}, "2", {"Driver": "", "Count": 2, "DeviceIDs": None, "Capabilities": [["gpu"]]}),
+        (
+            {"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}]},
+            "0,GPU-3a",
+            {"Driver": "cdi", "Count": 0, "DeviceIDs": ["nvidia.com/gpu=0", "nvidia.com/gpu=GPU-3a"]},
+        ),
+    ],
+)
+def test_the_engine_understands_what_gpus_are_asked_of_it(
+    tiny_image: str,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: dict[str, Any],
+    asked: str,
+    request_: dict[str, Any],
+) -> None:
+    """This engine has none, so the container is made as asked and does not start."""
+    assert not DockerEngine().has_gpus()
+    told = docker.APIClient.info
+    monkeypatch.setattr(docker.APIClient, "info", lambda client: {**told(client), **answer})
+    seen: list[dict[str, Any]] = []
+    start = docker.APIClient.start
+
+    def look_and_start(client: docker.APIClient, container: str) -> None:
+        seen.extend(client.inspect_container(container)["HostConfig"]["DeviceRequests"])
+        start(client, container)
+
+    monkeypatch.setattr(docker.APIClient, "start", look_and_start)
+    with pytest.raises(EngineError, match="could not select device driver"):
+        Outcome(plan_run(tiny_image, ["true"], run_id=run_id, gpus=asked))
+    assert [{name: each[name] for name in request_} for each in seen] == [request_]
