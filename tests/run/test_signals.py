@@ -76,7 +76,7 @@ class Bench:
         client = docker.from_env()
         with contextlib.closing(client):
             ids = {run.id for run in records.all_runs()}
-            found = client.containers.list(all=True, filters={"label": RUN_LABEL})
+            found = client.containers.list(all=True, filters={"label": RUN_LABEL}, ignore_removed=True)
             return [one for one in found if one.labels[RUN_LABEL] in ids]
 
     def end(self) -> None:
