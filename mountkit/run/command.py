@@ -138,6 +138,9 @@ def dry_run(wanted: RunDefaults, *, mounter: Mounter | None = None, engine: Engi
     """
     plans.check_image(wanted.image or "")
     mounts = SharedMounts(mounter or Mounts())
+    if wanted.gpus_optional:
+        with contextlib.suppress(EngineError):
+            wanted = settle_gpus(wanted, engine or docker())
     places: dict[str, str] = {}
     for one in wanted.inputs:
         options = {**one.options, **wanted.mount_options}
@@ -198,6 +201,8 @@ class _Runner:
         orphans.collect(lambda: engine, self._mounter, self._mounts, note)
         wanted = settle_gpus(self._wanted, engine)
         directories = {i.source: self._answering(i.source) for i in wanted.inputs if i.is_directory}
+        for volume in wanted.volumes:
+            must_answer(volume.source, f"the volume {volume.source}")
         outputs = [(_writable_directory(one), one.target) for one in wanted.outputs if not one.is_bucket]
         secrets = {secret.name: secret_files.read(secret) for secret in wanted.secrets}
         try:
@@ -237,7 +242,7 @@ class _Runner:
                 f"the mount {directory} is dead",
                 f"clear it away with `mountkit unmount {directory}` and mount it again",
             )
-        must_answer(directory, f"the input `{directory}`")
+        must_answer(directory, f"the input {directory}")
         if not os.path.isdir(directory):
             raise UsageError(f"the input {directory} is not a directory", "name the directory it lies in")
         return os.path.realpath(directory)

@@ -70,11 +70,12 @@ class DockerEngine(DockerLink):
             entrypoint=tuple(config.get("Entrypoint") or ()),
             command=tuple(config.get("Cmd") or ()),
             user=config.get("User") or "",
+            platform="/".join(filter(None, (found.get("Os"), found.get("Architecture")))),
         )
 
     def pull(self, name: str, platform: str = "") -> Iterator[PullProgress]:
         """See `Engine.pull`."""
-        missing = f"the image `{name}` is not on this machine and cannot be pulled"
+        missing = f"the image `{name}` cannot be pulled"
         hint = "check its name and tag; `docker login` if its registry wants to know you, `docker load` if it has none"
         repository, tag = parse_repository_tag(name)
         with self.client(timeout_s=None) as client:
@@ -384,4 +385,8 @@ def _start_hint(reason: str) -> str:
         return "the words after the image are the program it runs: check them"
     if "permission denied" in reason:
         return "the program in the image is not executable"
+    if "unable to find user" in reason:
+        return "the image does not know that name; --user takes numbers, too"
+    if reason.startswith("network ") and "not found" in reason:
+        return "`docker network ls` lists the networks there are"
     return "the engine's log says more (journalctl -u docker)"

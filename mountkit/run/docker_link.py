@@ -84,6 +84,11 @@ def _refuse_remote(url: str) -> None:
         return
     if scheme == "tcp" and _is_loopback(rest.partition("/")[0].rpartition(":")[0] or rest):
         return
+    if not rest:
+        raise EngineError(
+            f"DOCKER_HOST is `{url}`, which is no address of a container engine",
+            "write it like unix:///var/run/docker.sock, or unset it",
+        )
     raise EngineError(
         f"the container engine at {url} is not on this machine, so it cannot see directories mounted here",
         "unset DOCKER_HOST, or run mountkit where the engine is",

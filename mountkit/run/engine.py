@@ -37,6 +37,8 @@ class Image:
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     user: str = ""
+    platform: str = ""
+    """Like linux/arm64, without a variant; "" if the engine does not say."""
 
 
 @dataclass(frozen=True, slots=True)

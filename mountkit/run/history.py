@@ -39,6 +39,7 @@ def summary(run: Run) -> dict[str, Any]:
     inputs = receipt.get("inputs") or []
     started = times.get("started") or times.get("created") or 0.0
     state = "ended" if receipt else ("running" if times.get("started") else "preparing")
+    put = [each for one in receipt.get("outputs") or () for each in one.get("objects") or ()]
     counted = ("objects_opened", "opens_fetched", "native_opens", "bytes_read", "bytes_fetched")
     return {
         "id": run.id,
@@ -49,7 +50,10 @@ def summary(run: Run) -> dict[str, Any]:
         "seconds": receipt.get("seconds") if receipt else round(time.time() - started, 1),
         "exit_code": receipt.get("exit_code"),
         "out_of_memory": bool(receipt.get("out_of_memory")),
+        "counted": any("objects_opened" in one for one in inputs),
         **{name: sum(one.get(name, 0) for one in inputs) for name in counted},
+        "objects_uploaded": len(put),
+        "bytes_uploaded": sum(each.get("size", 0) for each in put),
         "collected": bool(receipt.get("collected")),
         "receipt": os.path.join(run.path, "receipt.json") if receipt else None,
         "log": run.log,
@@ -57,12 +61,15 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def as_table(summaries: list[dict[str, Any]]) -> str:
-    """The history for people, the newest last. HITS: the share of opens whose first bytes were in the cache."""
+    """The history for people, the newest last. HITS: the share of opens whose first bytes were in the cache.
+
+    A column that would be empty in every line is left out.
+    """
     from mountkit.report import size
 
     if not summaries:
         return "no runs"
-    rows = [("RUN", "NAME", "STARTED", "IMAGE", "EXIT", "SECONDS", "OPENED", "READ", "FETCHED", "HITS")]
+    rows = [("RUN", "NAME", "STARTED", "IMAGE", "EXIT", "SECONDS", "OPENED", "READ", "FETCHED", "HITS", "UPLOADED")]
     for one in summaries:
         ended = one["state"] == "ended"
         code = "?" if one["exit_code"] is None else str(one["exit_code"])
@@ -70,19 +77,22 @@ def as_table(summaries: list[dict[str, Any]]) -> str:
         rows.append(
             (
                 one["id"],
-                one["name"] or "-",
+                one["name"],
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(one["started"])),
                 one["image"],
                 (f"{code} (memory)" if one["out_of_memory"] else code) if ended else one["state"],
                 f"{one['seconds']:.1f}",
-                str(opened) if ended else "",
-                size(one["bytes_read"]) + native if ended else "",
-                size(one["bytes_fetched"]) if ended else "",
+                str(opened) if one["counted"] else "",
+                size(one["bytes_read"]) + native if one["counted"] else "",
+                size(one["bytes_fetched"]) if one["counted"] else "",
                 f"{100 * (1 - one['opens_fetched'] / opened):.0f} %" if opened else "",
+                f"{put}, {size(one['bytes_uploaded'])}" if (put := one["objects_uploaded"]) else "",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(w.ljust(n) for w, n in zip(row, widths, strict=True)).rstrip() for row in rows)
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = zip(*columns, strict=True)
+    return "\n".join("  ".join(w.ljust(n) for w, n in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def as_json(summaries: list[dict[str, Any]]) -> str:

@@ -189,6 +189,12 @@ def check_image(image: str) -> None:
     """Raises UsageError if `image` cannot be an image's name."""
     if not image or any(c.isspace() for c in image) or image.startswith("-"):
         raise UsageError(f"`{image}` is no image name", "write it like name:tag or registry/name:tag")
+    first, _, rest = image.partition("/")
+    is_registry = rest and (set(first) & set(".:") or first == "localhost")
+    name = (rest if is_registry else image).partition("@")[0]
+    name = name[: name.rfind(":")] if name.rfind(":") > name.rfind("/") else name
+    if name != name.lower():
+        raise UsageError(f"`{image}` is no image name: capitals are for tags", f"write it with `{name.lower()}`")
 
 
 def refuse_dangerous(directory: str) -> None:

@@ -15,20 +15,32 @@ _THERE = ("Pull complete", "Already exists")
 def required_image(
     engine: Engine, name: str, *, pull: Pull = "missing", platform: str = "", say: Callable[[str], None]
 ) -> Image:
-    """The image, fetched if need be. Raises ImageMissing, EngineError."""
-    found = None if pull == "always" else engine.image(name)
-    if found is not None:
-        return found
+    """The image for `platform`, fetched if need be. Raises ImageMissing, EngineError."""
+    here = engine.image(name)
+    if here is not None and pull != "always" and _is_for(platform, here):
+        return here
+    why = "is not on this machine" if here is None else f"on this machine is for {here.platform}"
     if pull == "never":
-        raise ImageMissing(
-            f"the image `{name}` is not on this machine, and --pull never forbids to fetch it", "drop --pull never"
-        )
-    say(f"fetching the image {name}")
-    show(engine.pull(name, platform), say)
+        raise ImageMissing(f"the image `{name}` {why}, and --pull never forbids to fetch it", "drop --pull never")
+    say(f"fetching the image {name}" + (f" for {platform}" if platform else ""))
+    try:
+        show(engine.pull(name, platform), say)
+    except ImageMissing as exc:
+        if here is None:
+            exc.sentence = exc.sentence.replace("cannot be pulled", f"{why} and cannot be pulled", 1)
+        elif not _is_for(platform, here):
+            exc.hint = f"the one {why}: drop --platform to run it"
+        else:
+            exc.hint = "drop --pull always to run the one that is on this machine"
+        raise
     found = engine.image(name)
     if found is None:
         raise EngineError(f"the engine fetched `{name}` and does not have it", "fetch it with the engine's own tool")
     return found
+
+
+def _is_for(platform: str, image: Image) -> bool:
+    return not platform or not image.platform or platform.split("/")[:2] == image.platform.split("/")[:2]
 
 
 def show(updates: Iterable[PullProgress], say: Callable[[str], None]) -> None:

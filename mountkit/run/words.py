@@ -17,6 +17,10 @@ from mountkit.sources import parse_source
 
 _SYSTEM_TARGETS = ("/", "/proc", "/sys", "/dev", "/run/secrets")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_LIMITS = (
+    *("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"),
+    *("rttime", "sigpending", "stack"),
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -98,7 +102,33 @@ def parse_ulimit(text: str) -> tuple[str, Ulimit]:
     match = re.fullmatch(r"([a-z]+)=(-?\d+)(?::(-?\d+))?", text)
     if not match:
         raise UsageError(f"--ulimit: `{text}` is no limit", "write NAME=SOFT[:HARD], like nofile=65536")
-    return match[1], Ulimit(int(match[2]), int(match[3] or match[2]))
+    if match[1] not in _LIMITS:
+        raise UsageError(f"--ulimit: there is no limit `{match[1]}`", f"there are: {', '.join(_LIMITS)}")
+    soft, hard = int(match[2]), int(match[3] or match[2])
+    if hard >= 0 and not 0 <= soft <= hard:
+        raise UsageError(f"--ulimit: in `{text}` the soft limit is above the hard one", "write NAME=SOFT:HARD")
+    return match[1], Ulimit(soft, hard)
+
+
+def parse_ipc(text: str) -> str:
+    """A mode of the IPC namespace. Raises UsageError."""
+    if text in ("private", "shareable", "host", "none") or text.removeprefix("container:") not in ("", text):
+        return text
+    raise UsageError(f"--ipc: `{text}` is no mode", "write private, shareable, host, none or container:NAME")
+
+
+def parse_workdir(text: str) -> str:
+    """A directory in the container. Raises UsageError."""
+    if text.startswith("/"):
+        return text
+    raise UsageError(f"--workdir: `{text}` is no absolute path in the container", f"write --workdir /{text}")
+
+
+def parse_platform(text: str) -> str:
+    """A platform of images. Raises UsageError."""
+    if re.fullmatch(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?", text):
+        return text
+    raise UsageError(f"--platform: `{text}` is no platform", "write it like linux/amd64 or linux/arm64/v8")
 
 
 def parse_gpus(text: str) -> str:

@@ -87,6 +87,7 @@ class FakeEngine:
         self.plan: ContainerPlan | None = None
         self.here = self.shell = True
         self.gpus = False
+        self.platform = ""
         self.says = b""
         self.found: dict[str, list[Found]] = {}
 
@@ -94,7 +95,8 @@ class FakeEngine:
         self.log.append("check")
 
     def image(self, name: str) -> Image | None:
-        return Image("sha256:1", entrypoint=("/main",), command=("--default",)) if self.here else None
+        found = Image("sha256:1", entrypoint=("/main",), command=("--default",), platform=self.platform)
+        return found if self.here else None
 
     def pull(self, name: str, platform: str = "") -> Iterator[PullProgress]:
         if self.refuse:
@@ -317,6 +319,35 @@ def test_an_image_that_is_not_here_is_fetched_unless_that_is_forbidden(bench: Be
     assert bench.log.count("pull") == 2
 
 
+def test_an_image_for_another_platform_is_not_the_one_that_is_wanted(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.engine.platform = "linux/amd64"
+    for platform in ("linux/amd64", "linux/amd64/v3"):
+        assert bench(platform=platform) == 0
+    assert "pull" not in bench.log
+    assert bench(platform="linux/arm64") == 0
+    assert "pull" in bench.log
+    assert "fetching the image image for linux/arm64" in capsys.readouterr().err
+    with pytest.raises(ImageMissing, match="on this machine is for linux/amd64"):
+        bench(platform="linux/arm64", pull="never")
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [({"pull": "always"}, "drop --pull always"), ({"platform": "linux/arm64"}, "is for linux/amd64: drop --platform")],
+)
+def test_who_cannot_fetch_an_image_is_told_of_the_one_that_is_there(
+    bench: Bench, given: dict[str, Any], hint: str
+) -> None:
+    bench.engine.platform = "linux/amd64"
+    bench.engine.refuse = ImageMissing("the image `image` cannot be pulled: no route")
+    with pytest.raises(ImageMissing) as refused:
+        bench(**given)
+    assert refused.value.sentence == "the image `image` cannot be pulled: no route"
+    assert hint in refused.value.hint
+
+
 def test_gpus_that_are_not_there_are_an_error_if_asked_for_and_a_note_if_a_preset_wants_them(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -512,6 +543,18 @@ def test_other_options_make_another_mount(bench: Bench) -> None:
     real = command.Mounts()
     assert real.key("s3://data", {}) == real.key("data", {})
     assert real.key("s3://data", {}) != real.key("s3://data", {"ttl": "5s"})
+
+
+def test_a_dry_run_asks_for_gpus_as_the_run_would(bench: Bench) -> None:
+    preset = RunDefaults(gpus="all", gpus_optional=True)
+
+    def line(given: dict[str, Any]) -> str:
+        wanted = merge(options.wanted(given, image="image"), preset)
+        return command.dry_run(wanted, mounter=bench.mounter, engine=bench.engine)
+
+    assert "--gpus" not in line({}) and "--gpus all" in line({"gpus": "all"})
+    bench.engine.gpus = True
+    assert "--gpus all" in line({})
 
 
 def test_a_dry_run_starts_nothing_and_tells_no_secret(

@@ -105,6 +105,19 @@ def test_the_history_shows_each_run_on_a_line() -> None:
     assert history.as_table([]) == "no runs"
 
 
+def test_the_history_tells_what_reached_the_bucket_and_leaves_out_what_no_run_has() -> None:
+    (plain, lock), (writer, other) = new_run(run_id="20260101-000000-aaaa"), new_run(run_id="20260101-000000-bbbb")
+    os.close(lock), os.close(other)
+    plain.write_receipt({"exit_code": 0, "inputs": [{"source": "/data"}], "seconds": 2.0})
+    head, line = history.as_table([history.summary(plain)]).splitlines()
+    assert head.split() == ["RUN", "STARTED", "IMAGE", "EXIT", "SECONDS"]
+    outputs = [{"objects": [{"key": "a", "size": 1000}, {"key": "b", "size": 2000}]}, {"directory": "/out"}]
+    writer.write_receipt({"exit_code": 0, "outputs": outputs, "seconds": 2.0})
+    head, first, second = history.as_table([history.summary(one) for one in (plain, writer)]).splitlines()
+    assert head.split()[-1] == "UPLOADED"
+    assert second.endswith("2, 3.0 KB") and first == line
+
+
 # ---- the mounts of runs --------------------------------------------------------------------------------------
 class FakeMounter:
     def __init__(self) -> None:

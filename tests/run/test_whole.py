@@ -133,6 +133,8 @@ def test_what_kill_9_leaves_is_collected_by_the_next_runs(
         (["--volume", "/var/run/docker.sock:/x", "{image}"], 2, "would hand this host to the container"),
         (["--output", "s3://data/x?endpoint=http://127.0.0.1:1", "{image}", "true"], 7, "cannot mount the output"),
         (["--network", "nosuch", "{image}", "true"], 6, "nosuch"),
+        (["--volume", "/nosuch/file:/x", "{image}", "true"], 2, "the volume /nosuch/file does not exist"),
+        (["--platform", "linux/s390x", "--pull", "never", "{image}", "true"], 8, "on this machine is for linux/"),
     ],
 )
 def test_what_is_wrong_is_two_lines_and_an_exit_code_and_nothing_starts(
@@ -158,6 +160,9 @@ def test_an_engine_that_is_down_is_an_exit_code_of_its_own(line: CommandLine) ->
     result = line.run("run", "image", environment=environment)
     assert result.code == 6
     assert "no container engine answers" in result.err
+    result = line.run("run", "image", environment={**environment, "DOCKER_HOST": "nothing"})
+    assert result.code == 6
+    assert "`nothing`, which is no address" in result.err
 
 
 def test_host_paths_are_shown_if_that_is_said(line: CommandLine, tiny_image: str) -> None:

@@ -142,7 +142,12 @@ def test_a_variable_that_is_not_set_is_an_error_not_an_empty_one(text: str) -> N
         words.parse_environment([text], {})
 
 
-@pytest.mark.parametrize("image", ["", " ", "--rm", "a b"])
+@pytest.mark.parametrize("image", ["My.Registry:5000/a/b:Tag", "localhost/a@sha256:AB", "a/b:V1", "HOST:5000/a", "a"])
+def test_capitals_are_for_registries_tags_and_digests(image: str) -> None:
+    assert plan.plan(RunDefaults(image=image), run_id="1").image == image
+
+
+@pytest.mark.parametrize("image", ["", " ", "--rm", "a b", "Some/Image:1", "localhost/A"])
 def test_an_image_name_must_be_one(image: str) -> None:
     with pytest.raises(UsageError, match="is no image name"):
         plan.plan(RunDefaults(image=image), run_id="1")
