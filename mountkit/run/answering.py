@@ -34,5 +34,5 @@ def must_answer(directory: str, shown: str) -> None:
     if asker.returncode:
         reason = words.strip().rpartition(": ")[2]
         if reason == os.strerror(2):
-            raise UsageError(f"{shown} does not exist", "name one that does, or a bucket to be mounted")
+            raise UsageError(f"{shown} does not exist", "check its spelling; it must be there before the run")
         raise MountError(f"{shown} does not answer: {reason}", hint)
