@@ -1,4 +1,4 @@
-"""The Docker engine: create, attach, start, follow, remove. Only it and docker_link know the docker package.
+"""The Docker engine: create, attach, start, follow, remove. Only it, docker_link and docker_sight know the package.
 
 A container's output is attached before it starts, so its first byte is never lost, and copied byte for byte to ours.
 No container outlives `run`, unless this process is killed with -9 (its label then tells whose it was).
