@@ -17,7 +17,7 @@ from tests.mount.conftest import Bucket, Result, content, our_processes, wait_un
 from tests.mount.conftest import bucket as bucket
 from tests.mount.conftest import proxy as proxy
 
-_ROOTLESS = "/usr/share/docker.io/contrib/dockerd-rootless.sh"
+_ROOTLESS = shutil.which("dockerd-rootless.sh") or "/usr/share/docker.io/contrib/dockerd-rootless.sh"
 _BUILD = Path(__file__).parents[2] / "containers" / "tiny" / "build.py"
 IMAGE = "mountkit/tiny:latest"
 _UID = 4711
@@ -39,6 +39,7 @@ if [ "$(stat -c %a /dev/fuse)" != 666 ]; then
     mknod -m 666 "$1/dev/fuse" c 10 229
     mount --bind "$1/dev/fuse" /dev/fuse
 fi
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o mode=700,uid=$2,gid=$2 tmpfs "$1/unseen"
 mount --make-private "$1/unseen"
 echo ready
@@ -72,7 +73,7 @@ class Rootless:
         self._engine = subprocess.Popen(
             self._words(["sh", _ROOTLESS, *flags]), env=self.environment("run"), stdout=self._log, stderr=self._log
         )
-        wait_until((base / "run" / "docker.sock").exists, seconds=30)
+        wait_until((base / "run" / "docker.sock").exists, seconds=90)
 
     def environment(self, runtime: str) -> dict[str, str]:
         return {
