@@ -6,6 +6,7 @@ transaction must undo it: the whole question is put once more, from its beginnin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar
@@ -17,11 +18,16 @@ T = TypeVar("T")
 
 
 class MustAsk(Exception):
-    """The answer is not on this machine: await `ask()`, grant `about`, and put the question again."""
+    """The answer is not on this machine: await `ask()`, grant `about`, and put the question again.
 
-    def __init__(self, about: Hashable, ask: Callable[[], Awaitable[object]]) -> None:
+    Call `leave()` when the question is over, however it ended: what `ask` has brought and nobody took is not needed.
+    """
+
+    def __init__(
+        self, about: Hashable, ask: Callable[[], Awaitable[object]], leave: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(about)
-        self.about, self.ask = about, ask
+        self.about, self.ask, self.leave = about, ask, leave
 
 
 class Asking:
@@ -38,14 +44,16 @@ class Asking:
     async def settle(self, need: MustAsk, question: Callable[[], T]) -> T:
         """The answer to a question that raised `need`. Raises FileSystemError."""
         granted: set[Hashable] = set()
-        for _ in range(_ATTEMPTS):
-            await need.ask()
-            granted.add(need.about)
-            self.granted = granted
-            try:
-                return question()
-            except MustAsk as more:
-                need = more
-            finally:
-                self.granted = set()
-        raise FileSystemError(errno.EIO)
+        with contextlib.ExitStack() as asked:
+            for _ in range(_ATTEMPTS):
+                await need.ask()
+                asked.callback(need.leave)
+                granted.add(need.about)
+                self.granted = granted
+                try:
+                    return question()
+                except MustAsk as more:
+                    need = more
+                finally:
+                    self.granted = set()
+            raise FileSystemError(errno.EIO)

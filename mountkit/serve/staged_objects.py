@@ -6,11 +6,14 @@ So the operation is answered with ESTALE (see `Done`), and the kernel looks the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sqlite3
 
 from mountkit import names
 from mountkit.catalog.values import SEALED_BIT, ObjectRow
+from mountkit.serve.asking import MustAsk
 from mountkit.serve.input_names import InputNames
 from mountkit.serve.output_names import Place
 from mountkit.serve.overlay import STAGE_S, Overlay
@@ -26,7 +29,7 @@ class StagedObjects:
         self._journal, self._tree, self._staging = overlay.journal, overlay.tree, overlay.staging
         self._publisher, self._names = overlay.publisher, overlay.names
         self._staged: dict[int, int] = {}
-        """Staging files that hold an object version, made to be changed, by object id."""
+        """Staging files that hold an object version and that no node has taken yet, by object id."""
 
     def place_of(self, inode: int) -> Place:
         """Where an object of the bucket has its name. Raises FileSystemError: EPERM for those that have none."""
@@ -60,7 +63,8 @@ class StagedObjects:
             return
         if row.size > self._overlay.free_bytes():
             raise FileSystemError(errno.ENOSPC)
-        self._names.asking.need(("stage", row.id), lambda: self._ask_stage(row))
+        # Not `need`: that it was asked for is not enough, whoever shared the bytes may have taken or dropped them.
+        raise MustAsk(("stage", row.id), lambda: self._ask_stage(row), lambda: self._drop(row))
 
     def replace(self, place: Place, *, truncate: bool) -> Node:
         """The node of a staged file in the place of an object."""
@@ -74,7 +78,8 @@ class StagedObjects:
             number = self._journal.new_file()
             self._staging.create(number)
         else:
-            number = self._staged.pop(row.id)
+            number = self._staged[row.id]
+            self._journal.when_committed(lambda: self._staged.pop(row.id))
             os.utime(self._staging.descriptor(number), ns=(shown.mtime_ns, shown.mtime_ns))
         ident = self._tree.add(
             NodeKind.FILE,
@@ -106,9 +111,20 @@ class StagedObjects:
         try:
             await self._overlay.call("stage", budget_s=STAGE_S, object=row.id, file=number)
         except BaseException:
-            self._staging.remove(number)
+            self._remove(number)
             raise
         if row.id in self._staged:  # somebody else had it staged meanwhile
-            self._staging.remove(number)
+            self._remove(number)
         else:
             self._staged[row.id] = number
+
+    def _drop(self, row: ObjectRow) -> None:
+        """Who asked for the bytes is answered; where he did not take them nobody will."""
+        number = self._staged.pop(row.id, None)
+        if number is not None:
+            self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        self._staging.remove(number)
+        with contextlib.suppress(sqlite3.Error):  # a row too many does no harm
+            self._journal.forget_file(number)

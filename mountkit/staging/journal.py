@@ -73,6 +73,8 @@ class Journal:
         self._next_file = self._first_free_file()
         self._changed = changed
         self._queued = False
+        self._when_committed: list[Callable[[], object]] = []
+        self._when_undone: list[Callable[[], object]] = []
         self._replies = 0
         self.commits = 0
         """How many transactions were committed; tells whether there is something to sync."""
@@ -94,11 +96,26 @@ class Journal:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             self.tree.undone()
+            self._end(self._when_undone)
             raise
+        self._end(self._when_committed)
         self.commits += 1
         if self._queued:
             self._queued = False
             self._changed()
+
+    def when_committed(self, act: Callable[[], object]) -> None:
+        """Has something done once the transaction that is open is in the file."""
+        self._when_committed.append(act)
+
+    def when_undone(self, act: Callable[[], object]) -> None:
+        """Has something done if the transaction that is open comes to nothing: what it did beside the journal."""
+        self._when_undone.append(act)
+
+    def _end(self, acts: list[Callable[[], object]]) -> None:
+        self._when_committed, self._when_undone = [], []
+        for act in acts:
+            act()
 
     # ---- replies -------------------------------------------------------------------------------------------
     def remember_reply(self, request: int, opcode: int, body: bytes) -> None:
