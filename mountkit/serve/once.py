@@ -55,6 +55,7 @@ class OnceResponder(Responder):
         async def wait() -> None:
             answer(await self._asking.settle(first, question))
 
+        wait.__qualname__ = question.__qualname__  # whose failure it is, in the log
         self._start(unique, pid, wait)
 
     def _mutate(self, unique: int, pid: int, change: Callable[[], bytes | None]) -> None:
@@ -79,6 +80,7 @@ class OnceResponder(Responder):
                 raise FileSystemError(failure.errno)
             return body
 
+        attempt.__qualname__ = change.__qualname__
         self._ask(unique, pid, attempt, lambda body: self._wire.send(out.reply(unique, body)))
 
     def _fail(self, unique: int, exc: Exception, what: Callable[..., object]) -> None:

@@ -243,6 +243,7 @@ class OutputResponder(OnceResponder):
             raise FileSystemError(errno.ESTALE) from None  # the kernel looks the name up once more
         except BackingTableFull:
             raise FileSystemError(errno.ENFILE) from None
+        self._journal.when_undone(lambda: self._shared.release_backing(node.inode, self._close_backing))
         self._count.passthrough_opens += 1
         return out.opened_body(handle, how | messages.FOPEN_PASSTHROUGH, backing_id)
 

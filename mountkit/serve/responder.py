@@ -307,7 +307,8 @@ class Responder:
         if now - self._noted_at >= _NOTE_S:
             self._noted_at = now
             name = what.__qualname__.split(".")[1].strip("_")
-            log.info("a %s was answered with %s: %s", name, errno.errorcode.get(number, number), exc.__cause__ or exc)
+            cause = f": {exc.__cause__}" if exc.__cause__ else ""
+            log.info("%s was answered with %s%s", name, errno.errorcode.get(number, number), cause)
 
     def _refusal(self, number: int) -> RawHandler:
         def refuse(unique: int, _inode: int, _pid: int, _length: int) -> None:
