@@ -14,6 +14,7 @@ import time
 from typing import NamedTuple
 
 from mountkit import names
+from mountkit.catalog.values import Kind
 from mountkit.serve.input_listing import InputListing
 from mountkit.serve.messages import Attributes
 from mountkit.serve.output_names import Names, Place, changed_here
@@ -134,21 +135,26 @@ class OutputListing:
         is_directory = stat.S_ISDIR(listed.attributes.mode)
         found = self._tree.find(directory.id, listed.name)
         if found is None:
-            if self._names.is_being_deleted(directory, listed.name):
+            kind = Kind.DIRECTORY if is_directory else Kind.FILE
+            if self._names.is_being_deleted(directory, listed.name, kind):
                 return None
-            if not is_directory:
-                return listed
-            shown, _ = self._names.shown(self._names.derive(directory, listed.name))
-            return DirectoryEntry(listed.name, listed.cookie, shown, listed.timeout_s)
+            return self._as_listed(listed, self._names.derive(directory, listed.name)) if is_directory else listed
         entry, node = found
         if node is None:
-            if entry.since is None or self._names.gone_or_back(directory, listed.name, entry).exists is False:
+            if entry.since is None:
                 return None
-            return listed if not is_directory else None
+            place = self._names.gone_or_back(directory, listed.name, entry)
+            if not place.exists or place.is_directory is not is_directory:
+                return None
+            return self._as_listed(listed, place.node) if place.node else listed
         if entry.id <= reading.mark and self._is_first(entry, node, reading, True):
             return None
         if node.kind == NodeKind.OBJECT:
             return DirectoryEntry(listed.name, listed.cookie, changed_here(listed.attributes, node), listed.timeout_s)
+        return self._as_listed(listed, node)
+
+    def _as_listed(self, listed: DirectoryEntry, node: Node) -> DirectoryEntry:
+        """A node under a name where the catalog lists it."""
         shown, _ = self._names.shown(node)
         return DirectoryEntry(listed.name, listed.cookie, shown, listed.timeout_s)
 

@@ -222,19 +222,21 @@ class Names:
 
     def _in_bucket(self, directory: Node, name: bytes, entry: Entry | None) -> Place:
         known, timeout = self.underlay.known(directory, name)
-        if known is None or known.kind is Kind.ABSENT or self.is_being_deleted(directory, name):
+        if known is None or known.kind is Kind.ABSENT or self.is_being_deleted(directory, name, known.kind):
             return Place(directory.id, name, entry, None, None, timeout)
         if known.kind is Kind.DIRECTORY:
             node = self.derive(directory, name)
             return Place(directory.id, name, None, node, None, timeout)
         return Place(directory.id, name, entry, None, known.object, timeout)
 
-    def is_being_deleted(self, directory: Node, name: bytes) -> bool:
+    def is_being_deleted(self, directory: Node, name: bytes, kind: Kind) -> bool:
         """A directory that was made where another was removed: what was in that one may still have to go."""
         if directory.made_at is None:
             return False
-        path = self._tree.path(directory.id)
-        operations = self._journal.open_of_key(self.underlay.prefix + (path or b"") + name)
+        key = self.underlay.prefix + (self._tree.path(directory.id) or b"") + name
+        if kind is Kind.DIRECTORY:
+            return self._journal.is_deleted_below(key + b"/")
+        operations = self._journal.open_of_key(key)
         return bool(operations) and operations[-1].kind == OperationKind.DELETE
 
     def derive(self, directory: Node, name: bytes) -> Node:

@@ -205,6 +205,15 @@ class Journal:
         ).fetchall()
         return [seq for (seq,) in rows]
 
+    def is_deleted_below(self, prefix: bytes) -> bool:
+        """Whether a key that begins with `prefix` is still to be deleted."""
+        row = self.db.execute(
+            f"SELECT 1 FROM operation INDEXED BY operation_key WHERE key >= ? AND key < ? AND kind = 3 AND {_OPEN}"  # noqa: S608
+            " LIMIT 1",
+            (prefix, _after_all(prefix)),
+        ).fetchone()
+        return row is not None
+
     def open_in_directory(self, prefix: bytes) -> list[int]:
         """The numbers of everything still to be done to keys right below `prefix`, and to its own marker."""
         rows = self.db.execute(

@@ -11,6 +11,7 @@ import pytest
 
 from mountkit.cache.reader import CacheReader
 from mountkit.catalog.tree import Catalog
+from mountkit.catalog.values import DirectoryId
 from mountkit.catalog.view import CatalogView
 from mountkit.config import OutputSettings
 from mountkit.ipc import Message
@@ -79,11 +80,17 @@ class Outputs:
         self.catalog.close()
         return Outputs(self.fd, first=first, **self._settings)
 
-    def holds(self, *names: str) -> None:
-        """The bucket's root was listed just now, and holds these."""
-        listing = self.catalog.begin_listing(self.catalog.root)
-        infos = [ObjectInfo(b"p/" + n.encode(), 3, f'"{n}"', 10**18, "STANDARD") for n in sorted(names)]
-        listing.add(Page(tuple(infos), (), ""))
+    def holds(self, *names: str, below: str = "") -> None:
+        """A directory of the bucket was listed just now, and holds these: files, and directories with a slash."""
+        directory = self.catalog.root
+        for word in below.split("/")[:-1]:
+            known = self.catalog.lookup(directory, word.encode())
+            assert known is not None and known.inode is not None
+            directory = DirectoryId(known.inode)
+        paths = sorted(below + name for name in names)
+        infos = [ObjectInfo(b"p/" + p.encode(), 3, f'"{p}"', 10**18, "STANDARD") for p in paths if p[-1] != "/"]
+        listing = self.catalog.begin_listing(directory)
+        listing.add(Page(tuple(infos), tuple(b"p/" + p.encode() for p in paths if p[-1] == "/"), ""))
         listing.finish()
 
     def do(self, operation: Callable[..., T], *arguments: Any, **named: Any) -> T:
