@@ -136,12 +136,29 @@ class Journal:
 
     # ---- operations ----------------------------------------------------------------------------------------
     def queue_put(
-        self, key: bytes, file: int | None, stamp: Stamp, metadata: dict[str, Any], *, ordered: bool, live: bool = False
+        self,
+        key: bytes,
+        file: int | None,
+        stamp: Stamp,
+        metadata: dict[str, Any],
+        *,
+        ordered: bool,
+        live: bool = False,
+        queued_at: float | None = None,
     ) -> int:
-        """`key` shall become these bytes; `file` None: an empty object."""
+        """`key` shall become these bytes; `file` None: an empty object. `queued_at`: of one whose place this takes."""
         return self._queue(
             "kind, key, file, size, mtime_ns, ctime_ns, live, metadata, ordered, queued_at",
-            (int(OperationKind.PUT), key, file, *stamp, int(live), json.dumps(metadata), int(ordered), time.time()),
+            (
+                int(OperationKind.PUT),
+                key,
+                file,
+                *stamp,
+                int(live),
+                json.dumps(metadata),
+                int(ordered),
+                queued_at or time.time(),
+            ),
         )
 
     def replace_put(
@@ -188,6 +205,16 @@ class Journal:
     def operation(self, seq: int) -> Operation | None:
         row = self.db.execute(f"SELECT {_COLUMNS} FROM operation WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
         return Operation._make(row) if row else None
+
+    def pending_since(self, seq: int | None) -> float | None:
+        """When the operation was queued; None once it has begun, and where there is none."""
+        row = self.db.execute("SELECT queued_at FROM operation WHERE seq = ? AND state = 0", (seq,)).fetchone()
+        return row[0] if row else None
+
+    def is_newest(self, seq: int | None) -> bool:
+        """Whether nothing was queued after this operation."""
+        (newest,) = self.db.execute("SELECT max(seq) FROM operation").fetchone()
+        return bool(newest == seq)
 
     def open_of_key(self, key: bytes) -> list[Operation]:
         """What is still to be done to a key, in order."""

@@ -62,14 +62,17 @@ class Publisher:
         metadata = _metadata(node, stamp.mtime_ns)
         if not self._clobber:
             metadata["if_match"] = node.etag or node.if_match or ""
-        if node.seq is not None and self._journal.replace_put(node.seq, key, node.file, stamp, metadata, live=live):
+        ordered = bool(node.ordered) or is_marker(entry.name)
+        # An ordered one may name by now what was closed meanwhile: it goes to the end, and lingers no longer for that.
+        keeps_place = not ordered or self._journal.is_newest(node.seq)
+        if keeps_place and self._journal.replace_put(node.seq, key, node.file, stamp, metadata, live=live):
             self._note_put(node.id, stamp, abandoned=0)
             return node.seq
+        queued_at = self._journal.pending_since(node.seq)
         in_bucket = self._supersede(node, key)
-        ordered = bool(node.ordered) or is_marker(entry.name)
         if stamp.size >= _LARGE_BYTES:
             self._journal.enter_file(node.file)
-        seq = self._journal.queue_put(key, node.file, stamp, metadata, ordered=ordered, live=live)
+        seq = self._journal.queue_put(key, node.file, stamp, metadata, ordered=ordered, live=live, queued_at=queued_at)
         self._note_put(node.id, stamp, seq=seq, in_bucket=int(in_bucket), abandoned=0)
         return seq
 

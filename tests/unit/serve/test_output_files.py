@@ -24,6 +24,21 @@ def test_a_file_closed_again_before_it_was_sent_is_sent_once(out: Outputs) -> No
     assert out.journal.db.execute("SELECT count(*) FROM operation").fetchone() == (1,)
 
 
+def test_a_marker_that_is_written_over_comes_after_what_it_may_name_by_now(out: Outputs) -> None:
+    """[uploads-4] In place, before its first version was sent."""
+    out.write("one", b"1")
+    latest = out.write("latest", b"one")
+    out.journal.db.execute("UPDATE operation SET queued_at = 5 WHERE key = ?", (b"p/latest",))
+    out.write("two", b"2")
+    for _ in range(2):
+        _, handle = out.do(out.fs.files.open, latest, W | os.O_TRUNC)
+        out.fs.files.write(latest, 0, memoryview(b"two"))
+        out.do(out.fs.files.flush, handle, dying=lambda: False)
+        assert out.queued() == ["PUT one", "PUT two", "PUT latest"]
+    since = out.journal.db.execute("SELECT queued_at FROM operation ORDER BY seq DESC LIMIT 1").fetchone()
+    assert since == (5,), "it does not wait for a pause of its writer"
+
+
 def test_a_file_that_is_being_sent_is_queued_anew_when_it_changes(out: Outputs) -> None:
     inode = out.write("a", b"one")
     out.begin()
