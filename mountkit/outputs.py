@@ -33,6 +33,7 @@ ABANDONED = "abandoned"
 _ABANDONED = {
     Abandoned.UNCLOSED: "its writer was killed before it closed the file",
     Abandoned.TORN: "the power was cut before the disk had all of its bytes",
+    Abandoned.BEHIND: "it was to come after a file that lost bytes when the power was cut",
 }
 _COPY_BYTES = 1 << 20
 

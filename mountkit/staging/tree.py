@@ -40,6 +40,8 @@ class Abandoned(IntEnum):
     """Its writer was killed before it closed the file."""
     TORN = 2
     """A power cut: the disk has not all of them."""
+    BEHIND = 3
+    """They are whole, and were to come to the bucket after something that is torn."""
 
 
 # node.in_bucket: whether the bucket holds (or soon may hold) an object under this node's key.
@@ -214,6 +216,11 @@ class Tree:
     def entry_of(self, node: int) -> Entry | None:
         row = self._db.execute(f"SELECT {_ENTRY} FROM entry e WHERE e.node = ?", (node,)).fetchone()  # noqa: S608
         return Entry._make(row) if row else None
+
+    def absent_because(self, seq: int) -> list[Entry]:
+        """The names where nothing is once this operation is done."""
+        rows = self._db.execute(f"SELECT {_ENTRY} FROM entry e WHERE e.node IS NULL AND e.seq = ?", (seq,))  # noqa: S608
+        return [Entry._make(row) for row in rows.fetchall()]
 
     def put(self, parent: int, name: bytes, node: int | None, *, seq: int | None = None) -> None:
         """The name leads to `node` from now on, or is known to be absent."""

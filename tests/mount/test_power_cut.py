@@ -108,8 +108,12 @@ def test_what_was_closed_a_moment_before_a_power_cut_comes_to_the_bucket(
 def test_bytes_that_a_power_cut_has_torn_are_never_published(
     bucket: Bucket, mountkit: CommandLine, disk: PoweredDisk
 ) -> None:
-    """[writing-6] The journal reached the disk, and the bytes that it promises did not."""
+    """[writing-6] [uploads-4] The journal reached the disk, and the bytes that it promises did not.
+
+    A marker that names them did, and the deletion of what they replace: neither comes to the bucket.
+    """
     bucket.put("checkpoint", content(1, 50_000))
+    bucket.put("before", content(5, 1000))
     mounted = _mount_without_bucket(bucket, mountkit)
     try:
         (mounted / "old").write_bytes(content(2, 50_000))
@@ -118,20 +122,24 @@ def test_bytes_that_a_power_cut_has_torn_are_never_published(
             file.write(content(3, 60_000))
         os.replace(mounted / "checkpoint.tmp", mounted / "checkpoint")
         (mounted / "new").write_bytes(content(4, 60_000))
+        (mounted / "latest").write_text("new")
+        os.unlink(mounted / "before")
         _stop(mountkit)
         (journal,) = mountkit.cache.glob("mountkit-*/*/journal.db-wal")
+        (marker,) = (path for path in mountkit.cache.glob("mountkit-*/*/staging/*") if path.read_bytes() == b"new")
+        _sync(marker)
         _sync(journal)
         _cut_power(disk, mountkit, mounted)
     finally:
         bucket.proxy.listen_again()
     mounted = mountkit.mount(bucket.source, "--writable")
     shown = {path.name: path.read_bytes() for path in mounted.iterdir()}
-    assert shown == {"checkpoint": content(1, 50_000), "old": content(2, 50_000)}
+    assert shown == {"checkpoint": content(1, 50_000), "old": content(2, 50_000), "before": content(5, 1000)}
     assert "'new'" in Path(mountkit.status(mounted)["log"]).read_text()
     mountkit.unmount(mounted)
     assert objects(bucket) == shown
     result = mountkit.run("outputs", str(mounted), "--cache", str(mountkit.cache))
-    assert result.code == 0 and "new" in result.out
+    assert result.code == 0 and "new" in result.out and "latest" in result.out
 
 
 def test_a_power_cut_under_a_writer_leaves_whole_versions_and_none_that_is_old(

@@ -83,6 +83,61 @@ def test_torn_bytes_are_kept_and_the_file_that_they_replaced_comes_back(out: Out
     assert later.names() == ["a", "link"], "and so they stay"
 
 
+def test_what_was_promised_to_come_after_torn_bytes_does_not_come_without_them(out: Outputs) -> None:
+    """[uploads-4] Nothing names what was lost, and nothing is deleted for it."""
+    out.holds("deleted", "old", "moved")
+    shard = out.write("shard", b"torn")
+    out.write("beside", b"whole")
+    out.write("latest", b"shard")
+    tmp = out.write("tmp", b"whole")
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"old", 0)
+    out.do(out.fs.renames.rename, 1, b"moved", 1, b"elsewhere", 0)
+    out.do(out.fs.entries.unlink, 1, b"deleted")
+    _tear(out, shard)
+    after = out.again(first=True)
+    after.holds("deleted", "old", "moved")
+    assert after.queued() == ["PUT beside"]
+    assert after.names() == ["beside", "deleted", "moved", "old"]
+    assert [after.fs.names.lookup(1, name).row is not None for name in (b"old", b"moved")] == [True] * 2
+    kept = after.journal.db.execute("SELECT lost_path, abandoned FROM node WHERE lost_path IS NOT NULL ORDER BY 1")
+    assert kept.fetchall() == [(b"latest", 3), (b"old", 3), (b"shard", 2)]
+    assert os.pread(after.fs.files.descriptor(tmp), 9, 0) == b"whole"
+
+
+def test_what_was_promised_before_torn_bytes_were_written_comes(out: Outputs) -> None:
+    """[uploads-4] A log that is written over keeps its place in the order; its last line is no news to a marker."""
+    log = out.write("log", b"line\n")
+    out.write("latest", b"1")
+    out.journal.db.execute("UPDATE operation SET queued_at = queued_at - 9, ctime_ns = ctime_ns - 9000000000")
+    node, handle = out.do(out.fs.files.open, log, W)
+    out.fs.files.write(node.inode, 5, memoryview(b"line\n"))
+    out.do(out.fs.files.flush, handle, dying=lambda: False)
+    _tear(out, log)
+    after = out.again(first=True)
+    after.holds()
+    assert after.queued() == ["PUT latest"]
+    assert after.names() == ["latest"]
+
+
+def test_a_marker_that_a_power_cut_takes_away_gives_way_to_the_one_before(out: Outputs) -> None:
+    """[uploads-4] To the newest that does not name what was lost."""
+    out.write("one", b"1")
+    out.write("tmp", b"one")
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"latest", 0)
+    torn = out.write("two", b"2")
+    for _ in range(2):
+        out.write("tmp", b"two")
+        out.do(out.fs.renames.rename, 1, b"tmp", 1, b"latest", 0)
+    out.upkeep.look()
+    _tear(out, torn)
+    after = out.again(first=True)
+    after.holds()
+    assert after.queued() == ["PUT one", "PUT latest"]
+    place = after.fs.names.lookup(1, b"latest")
+    assert place.node is not None
+    assert os.pread(after.fs.files.descriptor(place.node.inode), 9, 0) == b"one"
+
+
 def test_torn_bytes_that_the_bucket_has_are_forgotten(out: Outputs) -> None:
     inode = out.write("a", b"abc")
     out.finish('"a"')
