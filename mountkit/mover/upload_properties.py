@@ -15,10 +15,11 @@ from urllib.parse import quote
 
 from mountkit.config import OutputSettings
 from mountkit.staging.queue import Operation
-from mountkit.store.api import Properties
+from mountkit.store.api import ObjectInfo, Properties
 
 TOKEN = "mountkit-put"  # noqa: S105 - no secret
 _DIRECTORY_TYPE, _PLAIN_TYPE = "application/x-directory", "application/octet-stream"
+_XATTR = "xattr"
 _NUMBERS: tuple[str, ...] = ("mode", "uid", "gid")
 _TYPES = mimetypes.MimeTypes()  # Python's own table: what the host's files say differs from one to the next
 _TYPES.add_type("application/json", ".jsonl")
@@ -39,10 +40,23 @@ def properties_of(operation: Operation, settings: OutputSettings, journal: str) 
     if "mtime_ns" in given:
         metadata["mtime"] = _seconds(given["mtime_ns"])
     if given.get("xattrs"):
-        metadata["xattr"] = _xattrs(given["xattrs"])
+        metadata[_XATTR] = _xattrs(given["xattrs"])
     metadata[TOKEN] = token_of(journal, operation)
     return Properties(
         given.get("content_type") or content_type(operation.key), metadata, settings.storage_class, settings.sse
+    )
+
+
+def of_copy(operation: Operation, own: Properties, source: ObjectInfo) -> Properties:
+    """What a copy carries: `own` (see `properties_of`), and of its source whatever that does not say."""
+    kept = {name: value for name, value in source.metadata.items() if name != _XATTR or operation.metadata is None}
+    by_name = not source.content_type or source.content_type == content_type(source.key)
+    return Properties(
+        own.content_type if by_name else source.content_type,
+        {**kept, **own.metadata},
+        own.storage_class or ("" if source.storage_class == "STANDARD" else source.storage_class),
+        own.sse or source.sse,
+        source.headers,
     )
 
 

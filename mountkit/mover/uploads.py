@@ -25,7 +25,7 @@ from mountkit.mover.upload_jobs import Condition, OpenFile, StampChanged
 from mountkit.mover.upload_mirror import UploadMirror
 from mountkit.mover.upload_order import UploadOrder
 from mountkit.mover.upload_patience import UploadPatience
-from mountkit.mover.upload_properties import TOKEN, properties_of
+from mountkit.mover.upload_properties import of_copy, properties_of
 from mountkit.mover.upload_settling import UploadSettling
 from mountkit.mover.upload_threads import UploadThreads
 from mountkit.staging.queue import Ending, Operation, UploadJournal
@@ -271,11 +271,8 @@ class Uploads:
             self.ended(operation, None, error)
             return
         assert isinstance(source, ObjectInfo)
-        properties = self._properties(operation)
+        properties = of_copy(operation, self._properties(operation), source)
         if source.size > MAX_COPY_BYTES:
-            if operation.metadata is None:
-                kept = {**source.metadata, TOKEN: properties.metadata[TOKEN]}
-                properties = replace(properties, content_type=source.content_type, metadata=kept)
             Multipart(self, operation, properties, Condition(), source=source).start()
             return
         work = functools.partial(upload_jobs.copy, self.store, operation, properties, source)

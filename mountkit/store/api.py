@@ -20,6 +20,11 @@ MIN_PART_BYTES = 5 << 20
 MAX_PARTS = 10_000
 MAX_COPY_BYTES = 5 << 30
 """A larger object is copied part by part."""
+DESCRIBING: Final = frozenset(
+    {"cache-control", "content-disposition", "content-encoding", "content-language", "expires"}
+    | {"x-amz-website-redirect-location"}
+)
+"""Headers that an object carries beside content type and user metadata; names in lower case."""
 MAX_DELETES = 1000
 """Keys in one `delete_objects`."""
 
@@ -43,6 +48,10 @@ class ObjectInfo(NamedTuple):
     """Of a HEAD only, as is `metadata`."""
     metadata: Mapping[str, str] = _NONE
     """User metadata: names in lower case, without `x-amz-meta-`."""
+    headers: Mapping[str, str] = _NONE
+    """Those of DESCRIBING that it has; of a HEAD only, as is `sse`."""
+    sse: str = ""
+    """As in Properties."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,8 @@ class Properties:
     """Empty: the bucket's default."""
     sse: str = ""
     """`AES256`, `aws:kms` or `aws:kms:KEY`; empty: the bucket's default."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of DESCRIBING."""
 
 
 @dataclass(frozen=True, slots=True)

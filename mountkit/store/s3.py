@@ -27,7 +27,7 @@ from mountkit.errors import (
 from mountkit.sources import BucketURL
 from mountkit.store import answers, listing
 from mountkit.store.access import Access, Wallet, find_access
-from mountkit.store.api import Body, ObjectInfo, Page
+from mountkit.store.api import DESCRIBING, Body, ObjectInfo, Page
 from mountkit.store.bodies import (
     OBSTORE_ERRORS,
     ONE_PIECE_BYTES,
@@ -350,4 +350,15 @@ def _head_info(key: bytes, response: BaseHTTPResponse) -> ObjectInfo:
         metadata={
             name.lower().removeprefix(_META): value for name, value in headers.items() if name.lower().startswith(_META)
         },
+        headers={name.lower(): value for name, value in headers.items() if name.lower() in DESCRIBING},
+        sse=_encryption(headers),
     )
+
+
+def _encryption(headers: Mapping[str, str]) -> str:
+    """As in `api.Properties`; empty also for what that cannot name."""
+    algorithm = headers.get("x-amz-server-side-encryption", "")
+    key = headers.get("x-amz-server-side-encryption-aws-kms-key-id", "")
+    if algorithm not in ("AES256", "aws:kms"):
+        return ""
+    return f"{algorithm}:{key}" if key and algorithm == "aws:kms" else algorithm

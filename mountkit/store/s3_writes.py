@@ -282,7 +282,7 @@ def _properties(properties: Properties | None) -> dict[str, str]:
     headers = {f"{_META}{name}": value for name, value in properties.metadata.items()}
     if properties.content_type:
         headers["Content-Type"] = properties.content_type
-    return headers | _placement(properties)
+    return {**headers, **properties.headers, **_placement(properties)}
 
 
 def _placement(properties: Properties) -> dict[str, str]:

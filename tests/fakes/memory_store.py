@@ -187,7 +187,9 @@ class MemoryStore:
         held = self._source(source)
         if properties is None or keep_metadata:
             asked = properties or Properties()
-            properties = replace(asked, content_type=held.info.content_type, metadata=held.info.metadata)
+            properties = replace(
+                asked, content_type=held.info.content_type, metadata=held.info.metadata, headers=held.info.headers
+            )
         info = self._commit(key, held.data, held.info.etag, properties, held.info.checksum, False, "")
         self._happened("copy_object", key)
         return info
@@ -287,6 +289,8 @@ class MemoryStore:
                 checksum,
                 properties.content_type,
                 dict(properties.metadata),
+                dict(properties.headers),
+                properties.sse,
             )
             self._objects[key] = self._versions[key, info.version_id] = _Held(info, data)
             self.encryption[key] = properties.sse

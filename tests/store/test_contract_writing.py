@@ -55,6 +55,17 @@ def test_an_object_keeps_its_content_type_and_metadata(bench: Bench) -> None:
     assert (held.content_type, dict(held.metadata)) == (PROPERTIES.content_type, dict(PROPERTIES.metadata))
 
 
+def test_an_object_keeps_what_else_describes_it(bench: Bench) -> None:
+    headers = {"content-encoding": "gzip", "cache-control": "no-cache", "content-disposition": 'inline; filename="a"'}
+    properties = Properties("text/plain", {"a": "1"}, headers=headers)
+    bench.store.put_object(b"put", b"x", properties)
+    upload = bench.store.create_upload(b"parts", properties)
+    bench.store.complete_upload(b"parts", upload, [bench.store.upload_part(b"parts", upload, 1, b"x")])
+    bench.store.copy_object(bench.store.head(b"put"), b"copy", properties)
+    for key in (b"put", b"parts", b"copy"):
+        assert dict(bench.store.head(key).headers) == headers
+
+
 def test_a_put_is_confirmed_with_its_checksum(bench: Bench) -> None:
     assert bench.store.put_object(b"a", b"123456789").checksum == "crc32c:4waSgw=="
 

@@ -246,6 +246,55 @@ async def test_a_rename_asks_for_class_and_encryption_as_a_put_does(
         assert (held.content_type, held.metadata["own"]) == ("text/x-own", "1")
 
 
+FOREIGN = Properties(
+    "text/x-own",
+    {"own": "1", "mode": "33188", "xattr": "%7B%7D"},
+    "STANDARD_IA",
+    "aws:kms:key-1",
+    {"content-encoding": "gzip", "cache-control": "no-cache", "content-disposition": "inline"},
+)
+"""As another tool put it."""
+
+
+@in_trio
+@pytest.mark.parametrize("in_parts", [False, True])
+async def test_a_renamed_object_is_described_as_before(
+    directory_fd: int, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, in_parts: bool
+) -> None:
+    """[uploads-12]"""
+    if in_parts:
+        monkeypatch.setattr("mountkit.mover.uploads.MAX_COPY_BYTES", 10)
+    async with uploading(directory_fd, catalog) as bench:
+        bench.store.put_object(b"old", content(50), FOREIGN)
+        before = bench.store.head(b"old")
+        await bench.uploads.commit([bench.queue(COPY, b"new", source_key=b"old")])
+        after = bench.store.head(b"new")
+        assert (after.content_type, after.headers, after.storage_class, after.sse) == (
+            *(before.content_type, before.headers, before.storage_class, before.sse),
+        )
+        assert before.metadata.items() <= after.metadata.items()
+
+
+@in_trio
+@pytest.mark.parametrize("in_parts", [False, True])
+async def test_an_object_whose_mode_is_changed_keeps_what_else_describes_it(
+    directory_fd: int, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, in_parts: bool
+) -> None:
+    """[uploads-12] Only its extended attributes are all ours."""
+    if in_parts:
+        monkeypatch.setattr("mountkit.mover.uploads.MAX_COPY_BYTES", 10)
+    async with uploading(directory_fd, catalog) as bench:
+        bench.store.put_object(b"a", content(50), FOREIGN)
+        before = bench.store.head(b"a")
+        await bench.uploads.commit([bench.queue(COPY, b"a", source_key=b"a", metadata={"mode": 33261})])
+        after = bench.store.head(b"a")
+        assert (after.content_type, after.headers, after.storage_class, after.sse) == (
+            *(before.content_type, before.headers, before.storage_class, before.sse),
+        )
+        assert (after.metadata["own"], after.metadata["mode"]) == ("1", "33261")
+        assert "xattr" not in after.metadata
+
+
 @in_trio
 async def test_deletes_in_a_row_are_one_request(directory_fd: int, catalog: Catalog) -> None:
     async with uploading(directory_fd, catalog) as bench:
