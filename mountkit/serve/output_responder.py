@@ -271,18 +271,16 @@ class OutputResponder(OnceResponder):
             return
         handle = out.handle_of(self._wire.buffer)
 
-        def flush() -> int | None:
-            with self._journal.transaction():
-                return self._out.files.flush(handle, dying=lambda: processes_of_callers.is_being_killed(pid))
-
         async def durable(seq: int) -> None:
             self._wire.send(messages.failed(unique, await self._out.commits.commit([seq])))
 
-        seq = flush()
+        with self._journal.transaction():
+            seq = self._out.files.flush(handle, dying=lambda: processes_of_callers.is_being_killed(pid))
+            failure = self._out.commits.failure()
         if seq is not None and self._out.overlay.settings.durable_close:
             self._start(unique, pid, lambda: durable(seq))
         else:
-            self._wire.send(messages.failed(unique, self._out.commits.failure()))
+            self._wire.send(messages.failed(unique, failure))
 
     def _fsync(self, unique: int, inode: int, pid: int, _length: int) -> None:
         self._commit(unique, inode, pid, out.handle_of(self._wire.buffer))

@@ -197,7 +197,8 @@ class Upkeep:
 
     def _make_room(self) -> None:
         """Clean files stay as a cache of their objects; the oldest go when staging is more than half full."""
-        self._overlay.used_bytes = used = self._overlay.staging.used_bytes()
+        written = (node.file for ident in self._writing() if (node := self._tree.node(ident)) and node.file is not None)
+        self._overlay.used_bytes = used = self._overlay.staging.used_bytes(written)
         half = self._overlay.settings.staging_size_bytes // 2
         if used <= half:
             return
@@ -259,11 +260,15 @@ class Upkeep:
         last = -1
         while True:
             await trio.sleep(_SYNC_S)
-            writing = [node for node, flags in self._tree.open_nodes().items() if any(f & os.O_ACCMODE for f in flags)]
+            writing = self._writing()
             if self._journal.commits == last and not writing:
                 continue
             last = self._journal.commits
             await self._sync_round(writing)
+
+    def _writing(self) -> list[int]:
+        """The nodes that somebody has open for writing."""
+        return [node for node, flags in self._tree.open_nodes().items() if any(f & os.O_ACCMODE for f in flags)]
 
     async def _sync_round(self, writing: list[int]) -> None:
         """Syncs what was made or opened since the last round, and `writing`; then files go that nothing needs."""

@@ -28,6 +28,7 @@ from mountkit.staging.journal import Journal
 from mountkit.staging.publishing import Publisher
 from mountkit.staging.tree import ROOT_NODE, Node, NodeKind
 
+_TICK_NS = 4_000_000
 STAGE_S = 7 * 86400.0
 """Budget of what takes as long as it takes: the mover gives up by itself when the bucket does not answer."""
 
@@ -101,7 +102,10 @@ class Overlay:
         """Something in a directory was changed: its mtime, and whether it needs a marker."""
         if not thinned and directory.seq is not None:
             self.publisher.needs_no_marker(directory)
-        self.tree.change(directory.id, mtime_ns=time.time_ns(), thinned=int(thinned))
+        now_ns = time.time_ns()
+        # A local file system's times are no finer; many files made at once need not each write the directory's row.
+        if directory.thinned != thinned or not 0 <= now_ns - directory.mtime_ns < _TICK_NS:
+            self.tree.change(directory.id, mtime_ns=now_ns, thinned=int(thinned))
         self.make_explicit(directory)
 
     def make_explicit(self, directory: Node) -> None:

@@ -108,11 +108,14 @@ class StagedObjects:
             self._journal.enter_file(number)
         self._staging.create(number)
         self._staging.release(number)
+        self._staging.filling.add(number)
         try:
             await self._overlay.call("stage", budget_s=STAGE_S, object=row.id, file=number)
         except BaseException:
             self._remove(number)
             raise
+        finally:
+            self._staging.filling.discard(number)
         if row.id in self._staged:  # somebody else had it staged meanwhile
             self._remove(number)
         else:

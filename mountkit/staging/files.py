@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from mountkit.staging import schema
@@ -42,6 +43,12 @@ class StagingFiles:
         self._coarse = _has_coarse_times()
         self._changed: set[int] = set()
         self._doomed: set[int] = set()
+        self._sizes: dict[int, int] | None = None
+        """What each file takes on the disk, as last measured; None before the first time."""
+        self._used_bytes = 0
+        self._unmeasured: set[int] = set()
+        self.filling: set[int] = set()
+        """Files that another process is writing to."""
 
     def close(self) -> None:
         for fd in self._open.values():
@@ -52,6 +59,7 @@ class StagingFiles:
     def note_changed(self, number: int) -> None:
         """Its bytes are promised to somebody now."""
         self._changed.add(number)
+        self._unmeasured.add(number)
 
     def take_changed(self) -> set[int]:
         """The files that were made, opened or promised since the last call: they may have to be synced."""
@@ -95,6 +103,7 @@ class StagingFiles:
 
     def release(self, number: int) -> None:
         """Closes what is open of it; the file stays."""
+        self._unmeasured.add(number)
         fd = self._open.pop(number, None)
         if fd is not None:
             os.close(fd)
@@ -118,17 +127,25 @@ class StagingFiles:
         """Every staging file there is."""
         return [int(name) for name in os.listdir(self.directory_fd) if name.isdigit()]
 
-    def used_bytes(self) -> int:
-        """What all of them take on the disk."""
-        total = 0
-        with os.scandir(self.directory_fd) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-        return total
+    def used_bytes(self, written: Iterable[int] = ()) -> int:
+        """What all of them take on the disk; `written`: files that somebody may be writing to, also the kernel alone.
+
+        The others are looked at once: there may be very many.
+        """
+        if self._sizes is None:
+            self._sizes = {}
+            self._unmeasured.update(self.numbers())
+        for number in self._unmeasured.union(self.filling, written):
+            with contextlib.suppress(FileNotFoundError):
+                self._used_bytes -= self._sizes.pop(number, 0)
+                size = self._sizes[number] = self.status(number).st_blocks * 512
+                self._used_bytes += size
+        self._unmeasured.clear()
+        return self._used_bytes
 
     def _keep(self, number: int, fd: int) -> int:
         self._changed.add(number)
+        self._unmeasured.add(number)
         self._open[number] = fd
         if len(self._open) > _OPEN:
             _, oldest = self._open.popitem(last=False)

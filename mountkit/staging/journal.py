@@ -162,7 +162,7 @@ class Journal:
         )
 
     def replace_put(
-        self, seq: int | None, key: bytes, file: int | None, stamp: Stamp, metadata: dict[str, Any], *, live: bool
+        self, seq: int, key: bytes, file: int | None, stamp: Stamp, metadata: dict[str, Any], *, live: bool
     ) -> bool:
         """Has a PUT that has not begun send other bytes of its file; it keeps its place. False if it cannot."""
         pending, put = int(OperationState.PENDING), int(OperationKind.PUT)
@@ -206,12 +206,12 @@ class Journal:
         row = self.db.execute(f"SELECT {_COLUMNS} FROM operation WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
         return Operation._make(row) if row else None
 
-    def pending_since(self, seq: int | None) -> float | None:
-        """When the operation was queued; None once it has begun, and where there is none."""
+    def pending_since(self, seq: int) -> float | None:
+        """When the operation was queued; None once it has begun."""
         row = self.db.execute("SELECT queued_at FROM operation WHERE seq = ? AND state = 0", (seq,)).fetchone()
         return row[0] if row else None
 
-    def is_newest(self, seq: int | None) -> bool:
+    def is_newest(self, seq: int) -> bool:
         """Whether nothing was queued after this operation."""
         (newest,) = self.db.execute("SELECT max(seq) FROM operation").fetchone()
         return bool(newest == seq)

@@ -7,6 +7,7 @@ a later operation makes needless is left queued, unless the mover has begun it.
 from __future__ import annotations
 
 import fnmatch
+import re
 import stat
 import time
 from typing import Any, Final
@@ -23,9 +24,11 @@ _LARGE_BYTES: Final = 1 << 20
 _DIRECTORY_TYPE: Final = "application/x-directory"
 
 
+_MARKER: Final = re.compile("|".join(fnmatch.translate(pattern) for pattern in MARKERS))
+
+
 def is_marker(name: bytes) -> bool:
-    text = name.decode("utf-8", "replace")
-    return any(fnmatch.fnmatchcase(text, pattern) for pattern in MARKERS)
+    return _MARKER.match(name.decode("utf-8", "replace")) is not None
 
 
 class Publisher:
@@ -63,12 +66,14 @@ class Publisher:
         if not self._clobber:
             metadata["if_match"] = node.etag or node.if_match or ""
         ordered = bool(node.ordered) or is_marker(entry.name)
-        # An ordered one may name by now what was closed meanwhile: it goes to the end, and lingers no longer for that.
-        keeps_place = not ordered or self._journal.is_newest(node.seq)
-        if keeps_place and self._journal.replace_put(node.seq, key, node.file, stamp, metadata, live=live):
-            self._note_put(node.id, stamp, abandoned=0)
-            return node.seq
-        queued_at = self._journal.pending_since(node.seq)
+        queued_at = None
+        if node.seq is not None:
+            # An ordered one may name by now what was closed meanwhile: it goes to the end.
+            keeps_place = not ordered or self._journal.is_newest(node.seq)
+            if keeps_place and self._journal.replace_put(node.seq, key, node.file, stamp, metadata, live=live):
+                self._note_put(node.id, stamp, abandoned=0)
+                return node.seq
+            queued_at = self._journal.pending_since(node.seq)
         in_bucket = self._supersede(node, key)
         if stamp.size >= _LARGE_BYTES:
             self._journal.enter_file(node.file)

@@ -63,3 +63,33 @@ def test_what_was_opened_is_to_be_synced_once(staging: StagingFiles) -> None:
     staging.create(5)
     assert staging.take_changed() == {5}
     assert staging.take_changed() == set()
+
+
+def test_what_is_used_is_counted_without_looking_at_files_that_nobody_writes(
+    staging: StagingFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 4):
+        os.pwrite(staging.create(number), bytes(8192), 0)
+    assert staging.used_bytes() == 3 * 8192
+    looked_at: list[int] = []
+    status = staging.status
+    monkeypatch.setattr(staging, "status", lambda number: looked_at.append(number) or status(number))
+    assert staging.used_bytes() == 3 * 8192
+    assert looked_at == []
+    os.pwrite(staging.descriptor(2), bytes(4096), 8192)
+    assert staging.used_bytes(written=[2]) == 3 * 8192 + 4096
+    assert looked_at == [2]
+
+
+def test_what_is_used_follows_files_that_end_and_those_that_another_process_fills(staging: StagingFiles) -> None:
+    for number in range(1, 4):
+        os.pwrite(staging.create(number), bytes(8192), 0)
+    staging.used_bytes()
+    os.pwrite(staging.descriptor(1), bytes(4096), 8192)
+    staging.release(1)  # written natively until just now
+    staging.doom(2)
+    assert staging.used_bytes() == 3 * 8192 + 4096, "it is still there"
+    staging.remove(2)
+    staging.filling.add(3)
+    os.truncate(f"/proc/self/fd/{staging.directory_fd}/3", 0)
+    assert staging.used_bytes() == 8192 + 4096
