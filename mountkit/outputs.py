@@ -6,6 +6,7 @@ The journal is read as a file, so that it tells also of a mount that is gone; on
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sqlite3
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mountkit import ipc, mountinfo, mounts, places, unmounting
+from mountkit import ipc, mountinfo, mounts, places, remembered, unmounting
 from mountkit.beneath import Beneath
 from mountkit.errors import HostError, MountError, MountkitError, UploadsLeft, UsageError
 from mountkit.mounts import MountInfo
@@ -72,7 +73,7 @@ class Place:
 
 # ---- finding -------------------------------------------------------------------------------------------------
 def find(path: str, cache_directory: str) -> Place:
-    """Where the outputs of the mount at `path` are; of a mount that is gone, below `cache_directory`.
+    """Where the outputs of the mount at `path` are, also of a dead one; of one that is gone, below `cache_directory`.
 
     Raises UsageError where nobody knows of a writable mount there.
     """
@@ -82,7 +83,9 @@ def find(path: str, cache_directory: str) -> Place:
             raise UsageError(f"{info.directory} is a read-only mount", "say --writable when you mount it")
         return Place(info.details["state_directory"], info.directory, info.source, info)
     wanted = mountinfo.resolve(path)
-    for state_directory in _state_directories(cache_directory):
+    known = remembered.recall(wanted)
+    caches = [cache_directory, *([known.cache_directory] if known else [])]
+    for state_directory in itertools.chain.from_iterable(map(_state_directories, caches)):
         with contextlib.suppress(MountkitError), _reading(state_directory) as db:
             settings = _settings(db)
             if settings.get("directory") == wanted:

@@ -21,6 +21,8 @@ from mountkit.staging.schema import OperationState
 from mountkit.staging.tree import Node, NodeKind
 
 _PERMISSIONS = 0o7777
+OURS = (b"user.s3.", b"user.mountkit.")
+"""What the extended attributes begin with that say what is known of a file; nobody sets them."""
 _XATTR_CREATE, _XATTR_REPLACE = 1, 2
 _XATTR_MAX = 1800
 """S3 takes 2 KB of metadata; names, times and modes need some of it."""
@@ -128,7 +130,7 @@ class AttributeChanges:
         """Sets one, or takes it away."""
         if not name.startswith(b"user."):
             raise FileSystemError(errno.EOPNOTSUPP)
-        if name.startswith((b"user.s3.", b"user.mountkit.")):
+        if name.startswith(OURS):
             raise FileSystemError(errno.EPERM)
         node = self._names.node(inode) or self._node_to_change(inode, None)
         if node.kind == NodeKind.SYMLINK:

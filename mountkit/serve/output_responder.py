@@ -15,6 +15,7 @@ from mountkit.serve import messages, processes_of_callers, session
 from mountkit.serve import output_messages as out
 from mountkit.serve.input_fs import InputFileSystem
 from mountkit.serve.once import RESEND, OnceResponder
+from mountkit.serve.output_attributes import OURS
 from mountkit.serve.output_fs import OutputFileSystem
 from mountkit.serve.output_names import Place
 from mountkit.serve.shared import AnotherFileIsOpen, BackingTableFull, SharedMemory
@@ -178,7 +179,9 @@ class OutputResponder(OnceResponder):
         room = out.handle_of(self._wire.buffer) & 0xFFFFFFFF
 
         def answer(found: dict[bytes, bytes]) -> None:
-            self._send_xattr(unique, room, b"".join(name + b"\0" for name in found))
+            # Not those that say what we know of the file: who copies a file with its attributes could not set them.
+            names = [name for name in found if not name.startswith(OURS)]
+            self._send_xattr(unique, room, b"".join(name + b"\0" for name in names))
 
         self._ask(unique, pid, lambda: self._out.attributes.extended_attributes(inode), answer)
 

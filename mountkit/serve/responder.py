@@ -33,6 +33,7 @@ _NOTE_S = 1.0
 _ANSWERS = frozenset(
     {errno.ENOENT, errno.ESTALE, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EXDEV}
     | {errno.ENODATA, errno.ERANGE, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENAMETOOLONG}
+    | {errno.EPERM, errno.ELOOP, errno.EILSEQ}
 )
 """What a file system answers to a question or a wrong request: nobody failed."""
 _KINDS = {Kind.FILE: stat.S_IFREG >> 12, Kind.DIRECTORY: stat.S_IFDIR >> 12}

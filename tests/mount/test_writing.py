@@ -131,11 +131,12 @@ def test_what_a_bucket_cannot_keep_is_refused(mounted: Path) -> None:
 def test_a_second_rsync_sends_nothing_also_after_a_remount(
     bucket: Bucket, mountkit: CommandLine, tmp_path: Path
 ) -> None:
-    """[writing-7]"""
+    """[writing-7] [attributes-2] Nor does a copy within the mount fail over attributes that nobody can set."""
     source = programs.small_tree(tmp_path)
     mounted = mountkit.mount(bucket.source, "--writable", "--umask", "022")
     programs.run("rsync", "-a", f"{source}/", mounted / "tree")
     assert programs.rsynced(source, mounted / "tree") == []
+    programs.run("rsync", "-aX", f"{mounted / 'tree'}/", mounted / "copy")
     mountkit.unmount(mounted)
     mounted = mountkit.mount(bucket.source, "--writable", "--umask", "022")
     assert programs.rsynced(source, mounted / "tree") == []
