@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mountkit import ipc, mountinfo, mounts, places, remembered, unmounting
+from mountkit import ipc, mountinfo, mounts, notes, places, remembered, unmounting
 from mountkit.beneath import Beneath
 from mountkit.errors import HostError, MountError, MountkitError, UploadsLeft, UsageError
 from mountkit.mounts import MountInfo
@@ -201,6 +201,9 @@ def drain(place: Place, *, timeout_s: float, show: Show, retry: bool = True) -> 
     try:
         with ipc.Client(socket_path) as mover:
             last = show(_until(mover.stream("drain", retry=retry), timeout_s))
+    except KeyboardInterrupt:
+        notes.say(f"{place.directory} stays mounted and goes on uploading")
+        raise
     except (OSError, ipc.ChannelClosed) as exc:
         raise MountError(f"the uploads of {place.directory} cannot be watched: {exc}", "try again") from exc
     if "left" not in last:

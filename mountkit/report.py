@@ -54,7 +54,7 @@ def as_text(info: MountInfo) -> str:
     reads, cache, requests, restarts = d["reads"], d["cache"], d["requests"], d["restarts"]
     servers = " ".join(map(str, d["server_pids"]))
     memory = f"; {size(d['memory_bytes'])} of memory" if d.get("memory_bytes") else ""
-    lines.append(f"  processes  keeper {d['keeper_pid']}, servers {servers}, mover {d['mover_pid']}{memory}")
+    lines.append(f"  processes  keeper {d['keeper_pid']}, servers {servers or 'none'}, mover {d['mover_pid']}{memory}")
     if any(restarts.values()):
         lines.append(f"  restarts   servers {restarts['server']}, mover {restarts['mover']}")
     native = "on" if d["passthrough"] else f"off: {d['passthrough_reason']}"
