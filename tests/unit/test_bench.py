@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import data, report
+from tests.bench import data, report, writing
 from tests.bench.runs import Sample, works
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,3 +58,14 @@ def test_the_works_read_a_plain_directory(tmp_path: Path, work: str, done: int) 
     assert result["done"] == done
     if work != "walk":
         assert result["bytes"] == 400 and result["progress"][-1][1] == 40
+
+
+def test_what_is_measured_of_writing_is_written(tmp_path: Path) -> None:
+    assert writing.small(tmp_path, 5) > 0
+    assert writing.sequential(tmp_path, 2) > 0
+    assert sorted((path.name, path.stat().st_size) for path in tmp_path.iterdir()) == [
+        *((str(number), 20_000) for number in range(5)),
+        ("large", 2 << 20),
+    ]
+    writing.make_tree(tmp_path / "tree", files=3, large_bytes=1 << 20)
+    assert [len(list((tmp_path / "tree").rglob(each))) for each in ("0000*", "large")] == [3, 1]
