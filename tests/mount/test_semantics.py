@@ -284,7 +284,7 @@ def test_a_cache_that_is_full_makes_reads_slower_never_wrong(bucket: Bucket, mou
         for key, data in objects.items():
             assert (root / key).read_bytes() == data
     # While an object moves from a segment to a file of its own, both are there.
-    wait_until(lambda: mountkit.status(root)["cache"]["bytes_used"] <= 4_500_000)
+    wait_until(lambda: mountkit.status(root)["cache"]["bytes_used"] <= 4_500_000, seconds=60)
 
 
 def test_forbidden_and_archived_objects_do_not_hide_their_neighbours(bucket: Bucket, mountkit: CommandLine) -> None:
