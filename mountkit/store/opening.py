@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+from mountkit.errors import StoreUnavailable
 from mountkit.sources import BucketURL
 from mountkit.store import s3
 from mountkit.store.retry import RetryingStore
@@ -10,6 +13,8 @@ _LONGEST_S, _LONGEST_DOCUMENT_S = 15.0, 60.0
 _SHARE = 0.4
 """One attempt may wait for this share of the budget, so that a second one always fits (a connection that a firewall has
 forgotten hangs; a new one works). A GET is two requests when it fails: see `s3`."""
+
+_HICCUP_S, _PAUSE_S = 1.0, 0.25
 
 
 def connect(
@@ -36,6 +41,18 @@ def connect(
         document_timeout_s=min(_LONGEST_DOCUMENT_S, metadata_budget_s),
     )
     if check:
-        store.check(source.prefix)
+        _check(store, source.prefix)
     retrying = RetryingStore(store, budget_s=budget_s, metadata_budget_s=metadata_budget_s)
     return retrying, store.access.region
+
+
+def _check(store: s3.S3Store, prefix: bytes) -> None:
+    """Raises what the first listing is refused with; one hiccup of a server is no reason not to mount."""
+    deadline = time.monotonic() + _HICCUP_S
+    while True:
+        try:
+            return store.check(prefix)
+        except StoreUnavailable:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_S)
