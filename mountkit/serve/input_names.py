@@ -99,6 +99,10 @@ class InputNames:
                     if found is not None:
                         return found
                 await trio.sleep(AGAIN_S)  # the catalog is being begun anew
+        if self._show.ttl_s:  # what is known outlasts a bucket, and a mover, that is late
+            found = self.lookup_now(parent, name, fresh_after=0.0)
+            if found is not None:
+                return found
         raise FileSystemError(errno.EIO)
 
     def attributes_now(self, inode: int) -> tuple[Attributes, float]:

@@ -6,8 +6,12 @@ import errno
 import math
 import stat
 
+import pytest
+import trio
+
 from mountkit.catalog.values import SEALED_BIT
 from mountkit.errors import AccessDenied, ObjectChanged, StoreUnavailable
+from mountkit.ipc import Message
 from mountkit.serve.values import ROOT, Found
 from tests.unit.mover.harness import in_trio
 from tests.unit.serve.inputs import Bench, fails, inode_of, sealed
@@ -85,6 +89,24 @@ async def test_stale_knowledge_is_shown_for_no_time(b: Bench) -> None:
     found = await files.names.lookup(ROOT, b"d")
     assert found.attributes is not None
     assert found.timeout_s == 0.0
+
+
+@in_trio
+async def test_a_known_name_outlasts_a_mover_that_is_late(b: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[fresh-3] Its own budget ends in the same moment: who is first must not matter."""
+
+    async def never(*_: object, **__: object) -> Message:
+        return await trio.sleep_forever()
+
+    b.mover.put(b"a", b"abc")
+    known = (await b.files().names.lookup(ROOT, b"a")).attributes
+    b.time.tick(100)
+    monkeypatch.setattr(b.mover, "call", never)
+    found = await b.files(metadata_budget_s=0.02).names.lookup(ROOT, b"a")
+    assert (found.attributes, found.timeout_s) == (known, 0.0)
+    for name, ttl_s in ((b"a", 0.0), (b"unknown", 60.0)):
+        with fails(errno.EIO):
+            await b.files(metadata_budget_s=0.02, ttl_s=ttl_s).names.lookup(ROOT, name)
 
 
 @in_trio
