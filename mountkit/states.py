@@ -78,13 +78,13 @@ class Verified:
     """Objects of the index that the catalog does not know any more: their length is not known, so nobody reads them."""
 
 
-def find(cache_directories: Iterable[str]) -> list[State]:
-    """The states of this user below these directories and of the live mounts, by source."""
+def find(cache_directories: Iterable[str], *, live_elsewhere: bool) -> list[State]:
+    """The states of this user below these directories, by source; `live_elsewhere`: also those of other live mounts."""
     users: dict[str, list[str]] = {}
     for info in mounts.list_all():
         if info.owner_uid == os.getuid() and (path := info.details.get("state_directory")):
             users.setdefault(path, []).append(info.directory)
-    paths = set(users)
+    paths = set(users) if live_elsewhere else set()
     for directory in cache_directories:
         own = os.path.dirname(places.state_path(os.path.abspath(directory), "x"))
         with contextlib.suppress(OSError):

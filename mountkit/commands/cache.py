@@ -15,7 +15,9 @@ from mountkit import notes
 if TYPE_CHECKING:
     from mountkit.states import State
 
-_cache_option = click.option("--cache", "directory", metavar="DIR", help="Look below DIR (default: as for a mount).")
+_cache_option = click.option(
+    "--cache", "directory", metavar="DIR", help="Only what is below DIR (default: wherever mounts cache)."
+)
 _which = click.argument("which", nargs=-1, metavar="[SOURCE|NAME|DIR]…")
 
 
@@ -25,7 +27,7 @@ def cache() -> None:
 
 
 def _states(directory: str | None, which: tuple[str, ...] = ()) -> list[State]:
-    """Those below `directory`, or where mounts by hand and those of mountkit.yaml keep theirs; of them, `which`."""
+    """Those below `directory`, or all of mounts by hand, of mountkit.yaml and of live mounts; of them, `which`."""
     from mountkit import project, states
     from mountkit.config import mount_settings
 
@@ -34,7 +36,7 @@ def _states(directory: str | None, which: tuple[str, ...] = ()) -> list[State]:
     if directory is None:
         places |= {str(one.options["cache"]) for one in named if "cache" in one.options}
     sources = {one.name: one.source for one in named}
-    found = states.find(places)
+    found = states.find(places, live_elsewhere=directory is None)
     return states.chosen(found, [sources.get(word, word) for word in which]) if which else found
 
 
