@@ -166,6 +166,16 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def kill_all_at_once(mountkit: CommandLine) -> None:
+    """Stops all of its processes first, so that none sees another one die and begins its successor."""
+    pids = list(mountkit.processes())
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        kill(pid)
+    wait_until(lambda: not mountkit.processes())
+
+
 @pytest.fixture(scope="session")
 def proxy(seaweed: SeaweedServer) -> Iterator[LoggingProxy]:
     with LoggingProxy(int(seaweed.endpoint.rsplit(":", 1)[1])) as running:

@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from mountkit import mountinfo
-from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, wait_until
+from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, kill_all_at_once, wait_until
 from tests.mount.killing import killed_at_answer, stopped_after_reading
 
 PATIENCE_S = 6.0
@@ -372,7 +372,7 @@ def test_the_death_of_all_is_said_and_cleared_by_the_next_mount(bucket: Bucket, 
     objects = _fill(bucket, 3)
     directory = mountkit.mount(bucket.source)
     assert (directory / "f001").read_bytes() == objects["f001"]
-    _kill_all_at_once(mountkit)
+    kill_all_at_once(mountkit)
     assert f"{directory}: dead" in mountkit.run("status").out
     mountkit.mounted.remove(directory)
     bucket.proxy.requests.clear()
@@ -401,16 +401,6 @@ def test_after_one_death_after_another_the_next_mount_is_whole(
     wait_until(mounted_again, seconds=20)
     assert (directory / "f001").read_bytes() == objects["f001"]
     assert len([m for m in mountinfo.ours() if m.directory == str(directory)]) == 1
-
-
-def _kill_all_at_once(mountkit: CommandLine) -> None:
-    """Stops them first, so that none sees another one die."""
-    pids = list(mountkit.processes())
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
-        kill(pid)
-    wait_until(lambda: not mountkit.processes())
 
 
 @pytest.mark.parametrize("flags", VARIANTS[:2])

@@ -8,14 +8,7 @@ import sys
 from pathlib import Path
 
 from mountkit import mountinfo, places, remembered
-from tests.mount.conftest import Bucket, CommandLine, kill, wait_until
-
-
-def _kill_all(mountkit: CommandLine, root: Path) -> None:
-    status = mountkit.status(root)
-    for pid in (status["keeper_pid"], *status["server_pids"], status["mover_pid"]):
-        kill(pid)
-    wait_until(lambda: mountkit.status(root)["state"] == "dead")
+from tests.mount.conftest import Bucket, CommandLine, kill, kill_all_at_once, wait_until
 
 
 def test_a_dead_mount_is_mounted_again_as_it_was(bucket: Bucket, mountkit: CommandLine) -> None:
@@ -24,7 +17,7 @@ def test_a_dead_mount_is_mounted_again_as_it_was(bucket: Bucket, mountkit: Comma
     assert (root / "x").read_bytes() == b"still here"
     nothing = mountkit.run("status", str(root), "--repair")
     assert nothing.out == "nothing needs to be repaired\n"
-    _kill_all(mountkit, root)
+    kill_all_at_once(mountkit)
     assert "status --repair" in mountkit.run("status", str(root)).out
     repaired = mountkit.run("status", str(root), "--repair")
     assert repaired.code == 0, repaired.err
@@ -37,7 +30,7 @@ def test_a_dead_mount_is_mounted_again_as_it_was(bucket: Bucket, mountkit: Comma
 def test_a_mount_that_cannot_be_mounted_again_now_is_owed(bucket: Bucket, mountkit: CommandLine) -> None:
     bucket.put("x", b"x")
     root = mountkit.mount(bucket.source)
-    _kill_all(mountkit, root)
+    kill_all_at_once(mountkit)
     nobody = {**mountkit.environment, "AWS_SECRET_ACCESS_KEY": "wrong"}
     failed = mountkit.run("status", str(root), "--repair", environment=nobody)
     assert failed.code == 3
@@ -65,7 +58,7 @@ def test_a_repair_in_another_mount_namespace_forgets_nothing(bucket: Bucket, mou
     elsewhere = ["unshare", "-m", "--propagation", "private", "sh", "-ec", 'umount -l "$0"; exec "$@"', str(root)]
     repair = [sys.executable, "-m", "mountkit", "status", str(root), "--repair"]
     subprocess.run([*elsewhere, *repair], env=mountkit.environment, check=True, capture_output=True, timeout=60)
-    _kill_all(mountkit, root)
+    kill_all_at_once(mountkit)
     assert mountkit.run("status", str(root), "--repair").out == f"{root} was dead: mounted again\n"
     assert mountkit.status(root)["ttl_s"] == 420
 

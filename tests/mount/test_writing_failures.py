@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mountkit import mountinfo
-from tests.mount.conftest import Bucket, CommandLine, content, kill, wait_until
+from tests.mount.conftest import Bucket, CommandLine, content, kill, kill_all_at_once, wait_until
 from tests.mount.test_disk import tmpfs
 from tests.mount.writing import drain_and_unmount, is_drained, journal, objects
 
@@ -33,13 +33,6 @@ def _mount(bucket: Bucket, mountkit: CommandLine, flag: str, *more: str) -> Path
     return mountkit.mount(bucket.source, "--writable", *([flag] if flag.startswith("--no") else []), *more)
 
 
-def _kill_all(mountkit: CommandLine, mounted: Path) -> None:
-    status = mountkit.status(mounted)
-    for pid in (status["keeper_pid"], *status["server_pids"], status["mover_pid"]):
-        kill(pid)
-    wait_until(lambda: not mountkit.processes())
-
-
 @FLAGS
 def test_what_was_closed_survives_the_death_of_everything(bucket: Bucket, mountkit: CommandLine, flag: str) -> None:
     """[writing-6]"""
@@ -49,7 +42,7 @@ def test_what_was_closed_survives_the_death_of_everything(bucket: Bucket, mountk
         (mounted / "d" / f"f{number}").write_bytes(content(number, 3000))
     os.rename(mounted / "d" / "f7", mounted / "renamed")
     os.unlink(mounted / "d" / "f8")
-    _kill_all(mountkit, mounted)
+    kill_all_at_once(mountkit)
     mounted = _mount(bucket, mountkit, flag)
     expected = {f"d/f{n}": content(n, 3000) for n in range(40) if n not in (7, 8)} | {"renamed": content(7, 3000)}
     found = {str(p.relative_to(mounted)): p.read_bytes() for p in mounted.rglob("*") if p.is_file()}

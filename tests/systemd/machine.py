@@ -169,7 +169,10 @@ class Machine:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def write(self, path: str, text: str, *, mode: int = 0o644, user: bool = False) -> None:
-        script = f"mkdir -p {os.path.dirname(path)} && cat >{path} && chmod {mode:o} {path}"
+        """Puts a whole file in the place of the old one: a unit that is restarting may read it at any moment."""
+        script = (
+            f"mkdir -p {os.path.dirname(path)} && cat >{path}.new && chmod {mode:o} {path}.new && mv {path}.new {path}"
+        )
         who = ["--user", f"{USER_ID}:{USER_ID}"] if user else []
         command = ["docker", "exec", "--interactive", *who, self.name, "sh", "-c", script]
         subprocess.run(command, input=text, text=True, check=True, capture_output=True)
