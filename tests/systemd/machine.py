@@ -154,12 +154,20 @@ class Machine:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
 
     def sh(self, script: str, *, user: bool = False, timeout: float = 120) -> str:
-        """What it prints. Fails the test where the script fails."""
-        done = self.run(script, user=user, timeout=timeout)
+        """What it prints. Fails the test where the script fails, or does not end."""
+        try:
+            done = self.run(script, user=user, timeout=timeout)
+        except subprocess.TimeoutExpired as exc:
+            raise AssertionError(f"`{script}` does not end:\n{exc.stdout!r}{exc.stderr!r}\n{self._state()}") from None
         assert done.returncode == 0, (
             f"`{script}` ended with {done.returncode}:\n{done.stdout}{done.stderr}{self.journal()}"
         )
         return done.stdout
+
+    def _state(self) -> str:
+        """Who runs and waits where, and the last words of the mounts."""
+        logs = "find / -xdev -name mountkit.log -exec tail -n 40 {} +"
+        return self.run(f"ps -eo user,pid,ppid,stat,wchan:24,etimes,args; {logs}", timeout=30).stdout
 
     def start(self, script: str, *, user: bool = False) -> subprocess.Popen[str]:
         """Starts it; whoever asks reads its output later."""
