@@ -24,7 +24,6 @@ from tests.sim import SimServer
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
-OBJECTS = 20_000
 SPECIAL = [
     0,
     1,
@@ -41,10 +40,10 @@ SPECIAL = [
 ]
 
 
-def _sizes() -> dict[str, tuple[int, int]]:
+def _sizes(count: int) -> dict[str, tuple[int, int]]:
     """key → (seed, size): mostly small, with every border among them."""
     rnd = random.Random(11)
-    sizes = [*SPECIAL, *(rnd.randrange(0, 16_000) for _ in range(OBJECTS - len(SPECIAL)))]
+    sizes = [*SPECIAL, *(rnd.randrange(0, 16_000) for _ in range(count - len(SPECIAL)))]
     return {f"class{n % 50:02d}/{n:05d}.bin": (n, size) for n, size in enumerate(sizes)}
 
 
@@ -85,9 +84,12 @@ def _check(root: Path, objects: dict[str, tuple[int, int]], seed: int) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_twenty_thousand_objects_are_right_through_eight_readers(bucket: Bucket, mountkit: CommandLine) -> None:
+@pytest.mark.parametrize("count", [6_000, pytest.param(20_000, marks=pytest.mark.soak)])
+def test_thousands_of_objects_are_right_through_eight_readers(
+    bucket: Bucket, mountkit: CommandLine, count: int
+) -> None:
     """Cold, with a server killed on the way; after dropping the page cache; after a remount, then without any GET."""
-    objects = _sizes()
+    objects = _sizes(count)
     _upload(bucket, objects)
     root = mountkit.mount(bucket.source)
     with concurrent.futures.ThreadPoolExecutor(1) as background:
