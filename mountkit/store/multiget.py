@@ -235,7 +235,7 @@ class MultiGet(Generic[T]):
             return
         first, *lines = get.buffer[:end].decode("latin-1").split("\r\n")
         words = first.split(" ", 2)
-        if len(words) < 2 or words[0] != "HTTP/1.1" or not words[1].isdigit():
+        if len(words) < 2 or words[0] != "HTTP/1.1" or not words[1].isdecimal():
             raise _Unusual
         pairs = (line.partition(":") for line in lines)
         headers = {name.lower(): value.strip() for name, _, value in pairs}

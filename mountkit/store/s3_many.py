@@ -59,6 +59,8 @@ class ManyGets(Generic[T]):
         """Begins to get all of this version; False where that is not for us."""
         if info.version_id or info.etag == made_up_etag(info.mtime_ns, info.size):
             return False
+        if not (info.etag.isascii() and info.etag.isprintable()):  # a listing may say anything; this is no header
+            return False
         path = f"{self._path}/{quoted(info.key)}"
         headers = {"If-Match": info.etag}
         if self._wallet.signs:

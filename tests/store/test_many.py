@@ -168,6 +168,7 @@ def test_the_version_is_told() -> None:
         ((WHOLE[: len(WHOLE) // 2], threading.Event()), TROUBLE),
         ((threading.Event(),), TROUBLE),
         ((CLOSE,), TROUBLE),
+        ((b"HTTP/1.1 20\xb2 OK\r\n\r\n",), TROUBLE),
         ((b"SSH-2.0-OpenSSH_9.2\r\n\r\n",), TROUBLE),
         ((b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000,), TROUBLE),
         ((b"HTTP/1.1 200 OK\r\nETag: " + ETAG.encode() + b"\r\nTransfer-Encoding: chunked\r\n\r\n",), TROUBLE),
@@ -188,6 +189,7 @@ def test_the_version_is_told() -> None:
         "stalls",
         "silent",
         "closes",
+        "no number",
         "no HTTP",
         "endless head",
         "chunked",
@@ -241,6 +243,8 @@ def test_what_only_a_get_can_ask_for_is_left_to_it() -> None:
     with RawServer(always(WHOLE)) as server:
         gets = many(opened(server))
         assert not gets.start("a version", INFO._replace(version_id="v"))
+        for etag in ('"a\r\nX-Other: b"', '"\u20ac"', '"\x00"'):
+            assert not gets.start("an ETag that is no header", INFO._replace(etag=etag))
         assert not gets.start("an object without an ETag", INFO._replace(etag=f'"0-{INFO.size}"'))
         gets.close()
 
