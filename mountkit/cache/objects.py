@@ -37,6 +37,15 @@ def stamp_of(fd: int, life: bytes) -> Stamp:
     return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, life)
 
 
+def look(root: int, content: ContentId, life: bytes) -> Stamp | None:
+    """The stamp of the object's own file, found by its name; None if there is none."""
+    try:
+        found = os.stat(object_name(content), dir_fd=root, follow_symlinks=False)
+    except OSError:
+        return None
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, life)
+
+
 class OwnFile(NamedTuple):
     """One file found under `objects/`; `touched_ns` is the later of its access and modification times."""
 

@@ -1,7 +1,9 @@
 """The cache as a server sees it: reads what is there, says what is not, never writes.
 
 Called from the event loop (`wait=False`) and from threads (`wait=True`). Rows of complete blocks are remembered; they
-are only hints, since bytes that are not where a row says make it forget the row and ask the index once more.
+are only hints, since bytes that are not where a row says make it forget the row and ask the index once more. Seals that
+were right when their file was opened are remembered too: as long as the file looks as its seal says, nobody has touched
+it since, whatever became of the index.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from mountkit.cache.checked import CheckedFiles, Missing, WouldBlock
 from mountkit.cache.content import BLOCK_BYTES, PARTS_PER_BLOCK, ContentId, blocks_in, full_mask
 from mountkit.cache.files import open_placed
 from mountkit.cache.index import IndexView, Placed
-from mountkit.cache.objects import Stamp, stamp_of
+from mountkit.cache.objects import Stamp, look, stamp_of
 
 REMEMBERED_ROWS = 4096
+REMEMBERED_SEALS = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class CacheReader:
         self._index = IndexView(root)
         self._files = CheckedFiles(root)
         self._rows: OrderedDict[tuple[ContentId, int], Placed] = OrderedDict()
+        self._seals: dict[ContentId, Stamp] = {}
         self._lock = Lock()
 
     @classmethod
@@ -95,6 +99,13 @@ class CacheReader:
         found = self._index.stamp(content)
         return None if found is None else found[0]
 
+    def is_sealed(self, content: ContentId) -> bool:
+        """Whether the object has a seal; the file is perhaps not what it was."""
+        known = self._seals.get(content)
+        return (known is not None and look(self._root, content, known.life) == known) or self.sealed(
+            content
+        ) is not None
+
     def holds_sealed(self) -> bool:
         """Whether there is any seal at all."""
         return self._index.has_stamps()
@@ -104,26 +115,41 @@ class CacheReader:
         return self._index.stamped_among(contents)
 
     def open_sealed(self, content: ContentId) -> SealedFile | NotSealed:
-        """The object's own file, if its CRCs were right in this life of the mount and nothing touched it since."""
+        """The object's own file, if nothing touched it since its CRCs were right in this life of the mover, or in an
+        earlier one that this reader has seen."""
+        known = self._seals.get(content)
+        if known is not None:
+            if (file := self._open_as(content, known)) is not None:
+                return file
+            del self._seals[content]
         found = self._index.stamp(content)
         if found is None:
             return NotSealed.NO_SEAL
         stamp, life = found
-        if stamp.life != life:
+        file = self._open_as(content, stamp) if stamp.life == life else None
+        if file is None:
             return NotSealed.NEEDS_VERIFY
+        self._seals[content] = stamp
+        if len(self._seals) > REMEMBERED_SEALS:
+            del self._seals[next(iter(self._seals))]
+        return file
+
+    def _open_as(self, content: ContentId, stamp: Stamp) -> SealedFile | None:
+        """The object's own file if it looks as the stamp says."""
         try:
             fd = open_placed(self._root, content)
         except OSError:
-            return NotSealed.NEEDS_VERIFY
-        if stamp_of(fd, life) != stamp:
-            os.close(fd)
-            return NotSealed.NEEDS_VERIFY
-        return SealedFile(fd, stamp)
+            return None
+        if stamp_of(fd, stamp.life) == stamp:
+            return SealedFile(fd, stamp)
+        os.close(fd)
+        return None
 
     def move(self, directory_fd: int) -> None:
         """Reads the cache in another directory from now on."""
         os.dup2(directory_fd, self._root, inheritable=False)
         self._files.close()
+        self._seals.clear()
         with self._lock:
             self._rows.clear()
 

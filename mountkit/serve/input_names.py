@@ -33,7 +33,7 @@ from mountkit.serve.values import ROOT, FileSystemError, Found, NotNow, Presenta
 
 _UNSEALED_TIMEOUT_S = 2.0
 """How long the kernel may keep the way to a file that may soon be sealed: a later open should find the fast inode."""
-_FILES = 8192
+_FILES = 16384
 
 
 class File(NamedTuple):
@@ -50,6 +50,9 @@ class InputNames:
         self._view, self._cache, self._mover, self._show = view, cache, mover, show
         self.doubts = Doubts(mover, show.metadata_budget_s)
         self._files: OrderedDict[int, File] = OrderedDict()
+        self._current: set[int] = set()
+        """Of these files the version was what the bucket is known to have, in the state `_state` of the catalog."""
+        self._state: object = None
         self.is_barred: Callable[[int], bool] = lambda _: False
         """Whether a sealed file's inode must not be opened natively for now."""
         write = 0o200 if show.writable else 0
@@ -72,6 +75,7 @@ class InputNames:
         if fresh_after is None:
             fresh_after = self._show.fresh_after(now)
         try:
+            self._note_state()
             known = self._view.lookup(self.directory_id(parent), name)
         except (CatalogUnavailable, NotNow):
             self.doubts.note()
@@ -84,7 +88,7 @@ class InputNames:
         if known.object is None:
             assert known.inode is not None
             return Found(self.directory_attributes(known.inode), timeout)
-        file = self._remember(known.object)
+        file = self._remember(known.object, current=True)
         return self._found_file(file, timeout, sealed=self._is_sealed(file))
 
     async def lookup(self, parent: int, name: bytes) -> Found:
@@ -157,19 +161,32 @@ class InputNames:
         """As `file`, but a version the bucket is known to have replaced is ESTALE: the kernel then looks up anew."""
         ident = inode & ~SEALED_BIT
         try:
+            self._note_state()
+            if ident in self._current:
+                return self._files[ident]
             row = self._view.object(ident)
         except CatalogUnavailable:
             raise self.doubts.not_now() from None
         if row is None or row.superseded_at is not None:
             raise FileSystemError(errno.ESTALE)
-        return self._remember(row)
+        return self._remember(row, current=True)
 
-    def _remember(self, row: ObjectRow) -> File:
+    def _note_state(self) -> None:
+        """Forgets what may have changed in the catalog. Before each question whose answer is to be remembered."""
+        state = self._view.state
+        if state != self._state:
+            self._state = state
+            self._current.clear()
+
+    def _remember(self, row: ObjectRow, *, current: bool = False) -> File:
         file = self._files.get(row.id)
         if file is None or (file.row is not row and file.row != row):
             file = self._files[row.id] = File(row, content_id(row.key, row.etag, row.size))
             if len(self._files) > _FILES:
-                self._files.popitem(last=False)
+                forgotten, _ = self._files.popitem(last=False)
+                self._current.discard(forgotten)
+        if current:
+            self._current.add(row.id)
         return file
 
     def directory_id(self, inode: int) -> int:
@@ -200,7 +217,7 @@ class InputNames:
         return {ident for ident in found if not self.is_barred(ident | SEALED_BIT)}
 
     def _is_sealed(self, file: File) -> bool:
-        if not self.shows_sealed or file.row.size == 0 or self._cache.sealed(file.content) is None:
+        if not self.shows_sealed or file.row.size == 0 or not self._cache.is_sealed(file.content):
             return False
         return not self.is_barred(file.row.id | SEALED_BIT)
 

@@ -21,9 +21,9 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 MAX_SERVERS = 8
 _PLACES = 4000
@@ -81,6 +81,31 @@ class BackingTableFull(Exception):
     """More different files are open in passthrough than the table holds."""
 
 
+class _Backing(NamedTuple):
+    """An entry of the table of backing files."""
+
+    inode: int
+    number: int
+    opens: int
+    file: int
+    """0: barred."""
+
+
+class _FileLock:
+    """Held by one process at a time; the kernel lets go of it when its holder dies."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
 class SharedMemory:
     """One process's view of the memory."""
 
@@ -88,6 +113,7 @@ class SharedMemory:
         """`fd` stays the caller's."""
         self._lock_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)  # flock belongs to an open file
         self._memory = mmap.mmap(self._lock_fd, _TOTAL)
+        self._lock = _FileLock(self._lock_fd)
 
     @staticmethod
     def create() -> int:
@@ -161,53 +187,41 @@ class SharedMemory:
             result += self.counters(slot)
         return result
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-
     def acquire_backing(self, inode: int, file: int, open_backing: Callable[[], int]) -> int:
         """The backing id of `inode`, opened by `open_backing` if no handle uses one; one more open is counted.
 
         `file` is a number for the file and its state, not 0. Raises what `open_backing` raises, BackingTableFull, and
         AnotherFileIsOpen, which bars the inode until its last handle is closed.
         """
-        with self._locked():
+        with self._lock:
             position, found = self._find(inode)
-            backing_id, opens, there = -1, 0, file
-            if found:
-                _, backing_id, opens, there = _BACKING.unpack_from(self._memory, position)
-            if there != file:
-                _BACKING.pack_into(self._memory, position, inode, backing_id, opens, 0)
+            if found is None:
+                found = _Backing(inode, open_backing(), 0, file)
+            if found.file != file:
+                _BACKING.pack_into(self._memory, position, inode, found.number, found.opens, 0)
                 raise AnotherFileIsOpen
-            if not found:
-                backing_id = open_backing()
-            _BACKING.pack_into(self._memory, position, inode, backing_id, opens + 1, file)
-            return int(backing_id)
+            _BACKING.pack_into(self._memory, position, inode, found.number, found.opens + 1, file)
+            return found.number
 
     def is_barred(self, inode: int) -> bool:
         """Whether the inode must not be opened natively now. Without the lock: an answer of a moment ago will do."""
         try:
-            position, found = self._find(inode)
+            _, found = self._find(inode)
         except BackingTableFull:
             return False
-        return found and not _BACKING.unpack_from(self._memory, position)[3]
+        return found is not None and not found.file
 
     def release_backing(self, inode: int, close_backing: Callable[[int], None]) -> None:
         """One open fewer; the last one ends the backing id. An inode that is not there is passed over."""
-        with self._locked():
+        with self._lock:
             position, found = self._find(inode)
-            if not found:
+            if found is None:
                 return
-            _, backing_id, opens, file = _BACKING.unpack_from(self._memory, position)
-            if opens > 1:
-                _BACKING.pack_into(self._memory, position, inode, backing_id, opens - 1, file)
+            if found.opens > 1:
+                _BACKING.pack_into(self._memory, position, inode, found.number, found.opens - 1, found.file)
                 return
             self._remove(position)
-            close_backing(backing_id)
+            close_backing(found.number)
 
     # An open-addressing hash table with linear probing; removal shifts later entries back, so there are no tombstones.
     def _home(self, inode: int) -> int:
@@ -217,12 +231,16 @@ class SharedMemory:
         inode: int = _BACKING.unpack_from(self._memory, _TABLE_OFFSET + index * _BACKING.size)[0]
         return inode
 
-    def _find(self, inode: int) -> tuple[int, bool]:
+    def _find(self, inode: int) -> tuple[int, _Backing | None]:
+        """Where the inode's entry is, or would be."""
         index = self._home(inode)
         for _ in range(_BACKINGS // 2):
-            there = self._inode_at(index)
-            if there in (inode, 0):
-                return _TABLE_OFFSET + index * _BACKING.size, there == inode
+            position = _TABLE_OFFSET + index * _BACKING.size
+            found = _BACKING.unpack_from(self._memory, position)
+            if found[0] == inode:
+                return position, _Backing._make(found)
+            if found[0] == 0:
+                return position, None
             index = (index + 1) % _BACKINGS
         raise BackingTableFull
 

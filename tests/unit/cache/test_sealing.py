@@ -164,11 +164,31 @@ def test_a_seal_of_another_life_is_verified_once(box: Box, reader: CacheReader, 
     assert contents_of(reader.open_sealed(thing.content)) == thing.data(), "a new mover, the same life"
     writer.close()
     writer = box.writer(life=NEXT_LIFE)
-    assert reader.open_sealed(thing.content) is NotSealed.NEEDS_VERIFY
-    assert get(reader, thing) == thing.data()
+    newer = box.reader()
+    assert newer.open_sealed(thing.content) is NotSealed.NEEDS_VERIFY
+    assert get(newer, thing) == thing.data()
+    assert contents_of(reader.open_sealed(thing.content)) == thing.data(), "it has seen that nobody touched the file"
     assert writer.verify(thing.content)
-    assert contents_of(reader.open_sealed(thing.content)) == thing.data()
+    assert contents_of(newer.open_sealed(thing.content)) == thing.data()
     writer.close()
+
+
+@both
+def test_a_seal_that_was_seen_is_believed_only_while_the_file_is_as_it_was(
+    box: Box, writer: CacheWriter, reader: CacheReader, thing: Thing
+) -> None:
+    """[bytes-4]"""
+    put(writer, thing)
+    assert not reader.is_sealed(thing.content)
+    assert writer.seal(thing.content, thing.size)
+    assert contents_of(reader.open_sealed(thing.content)) == thing.data()
+    assert reader.is_sealed(thing.content)
+    flip(box.own_file(thing), 0)
+    assert reader.is_sealed(thing.content), "its seal is still there"
+    assert reader.open_sealed(thing.content) is NotSealed.NEEDS_VERIFY
+    writer.discard(thing.content)
+    assert not reader.is_sealed(thing.content)
+    assert reader.open_sealed(thing.content) is NotSealed.NO_SEAL
 
 
 def test_sealing_again_in_another_life_verifies(box: Box, reader: CacheReader) -> None:

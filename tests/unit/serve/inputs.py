@@ -136,8 +136,11 @@ class Bench:
         return InputFileSystem(self.view, self.reader, self.mover, show, ServerCounters())
 
     def next_life(self) -> None:
+        """Another mover, and another server: what `files` gives from here on."""
         self.writer.close()
         self.writer = self.mover.cache = CacheWriter.open(self.fd, PLENTY, NEXT_LIFE)
+        self.reader.close()
+        self.reader = CacheReader.open(self.fd)
 
     def close(self) -> None:
         self.reader.close()

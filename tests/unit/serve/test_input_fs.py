@@ -58,6 +58,7 @@ async def test_a_sealed_file_is_handed_out_once_its_checksums_were_checked_in_th
     assert os.pread(found.fd, 2000, 0) == content(1000)
     os.close(found.fd)
     b.next_life()
+    files = b.files()
     assert files.sealed_now(inode) is None
     await files.verify_sealed(inode)
     found = files.sealed_now(inode)
@@ -78,6 +79,24 @@ async def test_a_sealed_file_with_altered_bytes_is_estale(b: Bench, tmp_path: An
     with fails(errno.ESTALE):
         await files.verify_sealed(inode)
     assert not await inode_of(files, b"a") & SEALED_BIT
+
+
+@in_trio
+async def test_a_version_that_was_replaced_a_moment_ago_is_estale_though_it_was_looked_up_before(b: Bench) -> None:
+    """[bytes-2] What is remembered of the catalog is forgotten with its next change."""
+    b.mover.put(b"a", content(1000))
+    b.mover.put(b"b", content(10))
+    files = b.files()
+    inode = await inode_of(files, b"a")
+    await files.prepare_open(inode)
+    assert files.can_open_now(inode)
+    b.mover.put(b"a", content(1000, 1))
+    assert files.can_open_now(inode), "nobody has told the catalog"
+    b.catalog.record_object(b.root, b"a", b.mover.bucket[b"a"][0])
+    with fails(errno.ESTALE):
+        files.can_open_now(inode)
+    with fails(errno.ESTALE):
+        files.sealed_now(inode | SEALED_BIT)
 
 
 # ---- open and read --------------------------------------------------------------------------------------------------
