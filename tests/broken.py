@@ -70,14 +70,14 @@ MUTATIONS = [
     Mutation(
         "every server opens a backing file of its own",
         "serve/shared.py",
-        "            if not found:\n                backing_id = open_backing()\n",
-        "            if True:\n                backing_id = open_backing()\n",
+        "            if found is None:\n                found =",
+        "            if True:\n                found =",
         "tests/unit/test_shared.py",
     ),
     Mutation(
         "a file sealed again is taken for the spoilt one that is still open",
         "serve/shared.py",
-        "            if there != file:",
+        "            if found.file != file:",
         "            if False:",
         "tests/mount/test_disk.py -k sealed_again",
     ),
@@ -155,8 +155,8 @@ MUTATIONS = [
     Mutation(
         "a sealed file that was written to is trusted",
         "cache/reader.py",
-        "        if stamp_of(fd, life) != stamp:",
-        "        if False:",
+        "        if stamp_of(fd, stamp.life) == stamp:",
+        "        if True:",
         "tests/unit/cache/test_sealing.py",
     ),
     Mutation(

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -127,13 +127,16 @@ class IndexWriter:
                 raise
         return change
 
-    def seal(self, content: ContentId, stamp: Stamp) -> Counter[int]:
-        """Record the seal; all rows of the object are in its own file from now on. The segments left, counted."""
+    def seal(self, stamps: Mapping[ContentId, Stamp]) -> Counter[int]:
+        """Record the seals: all rows of these objects are in their own files now. The segments left, counted."""
+        left: Counter[int] = Counter()
         with self._transaction() as db:
-            left = self._segments_of(content)
-            if left:
-                db.execute("UPDATE block SET segment = 0, offset = 0 WHERE content = ?", (content,))
-            db.execute(_PUT_SEAL, (content, *stamp))
+            for content, stamp in stamps.items():
+                segments = self._segments_of(content)
+                if segments:
+                    left += segments
+                    db.execute("UPDATE block SET segment = 0, offset = 0 WHERE content = ?", (content,))
+                db.execute(_PUT_SEAL, (content, *stamp))
         return left
 
     def drop_parts(self, content: ContentId, bad: Iterable[int]) -> None:

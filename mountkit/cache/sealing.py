@@ -7,6 +7,8 @@ object as it was, and a file that the next seal replaces or checks again.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from mountkit.cache.content import BLOCK_BYTES, ContentId, parts_in
 from mountkit.cache.faults import cache_full, translated
@@ -35,6 +37,28 @@ class Sealer:
                     return self._seal_copy(content, size)
             return self._seal_in_place(content, size)
 
+    def seal_some(self, objects: Sequence[tuple[ContentId, int]], *, stop: Callable[[], bool]) -> None:
+        """As `seal`, these (object, size) until `stop()`; the seals of small ones are recorded in one transaction."""
+        # In order, so that two threads never wait for each other.
+        small = sorted(each for each in objects if each[1] <= BLOCK_BYTES)
+        sealed: dict[ContentId, Stamp] = {}
+        with ExitStack() as alone:
+            try:
+                for content, size in small:
+                    if stop():
+                        return
+                    alone.enter_context(self._stock.guard.alone(content, complete=True))
+                    row = self._stock.index.blocks(content, 0, 0).get(0)
+                    if row is not None and row.segment and (stamp := self._copied(content, size)) is not None:
+                        sealed[content] = stamp
+            finally:
+                self._record(sealed)
+        for content, size in objects:
+            if stop():
+                return
+            if size > BLOCK_BYTES:
+                self.seal(content, size)
+
     def verify(self, content: ContentId) -> bool:
         """Whether the sealed file is what it should be; then its seal is of this life, else the object is gone."""
         with self._stock.guard.alone(content, complete=True):
@@ -51,22 +75,32 @@ class Sealer:
             return not bad
 
     def _seal_copy(self, content: ContentId, size: int) -> bool:
-        """Copy the object out of its segment. May pass the size limit by two segments: they are deleted when empty."""
+        stamp = self._copied(content, size)
+        if stamp is None:
+            return False
+        self._record({content: stamp})
+        return True
+
+    def _copied(self, content: ContentId, size: int) -> Stamp | None:
+        """Copies the object out of its segment; None if its bytes turned out bad, and are forgotten. May pass the size
+        limit by two segments: they are deleted when empty."""
         stock = self._stock
         if not stock.policy.admits(size, overshoot=2 * SEGMENT_BYTES):
             raise cache_full("no room to seal an object")
         data = stock.read(content, size, 0, size) if size else b""
         if not isinstance(data, bytes):
             stock.discard([content])
-            return False
+            return None
         try:
             stamp = stock.objects.create_sealed(content, data, stock.life)
         except OSError as exc:
             raise translated(exc, "sealing an object") from exc
         stock.own_bytes.add(-(-size // 4096) * 4096)
-        for number, records in stock.index.seal(content, stamp).items():
-            stock.segments.release(number, records)
-        return True
+        return stamp
+
+    def _record(self, seals: dict[ContentId, Stamp]) -> None:
+        for number, records in self._stock.index.seal(seals).items() if seals else ():
+            self._stock.segments.release(number, records)
 
     def _seal_in_place(self, content: ContentId, size: int) -> bool:
         stock = self._stock
@@ -75,7 +109,7 @@ class Sealer:
         if stamp is None:
             self._forget(content, size, bad)
             return False
-        stock.index.seal(content, stamp)
+        stock.index.seal({content: stamp})
         return True
 
     def _verify(self, content: ContentId, old: Stamp) -> bool:
@@ -85,7 +119,7 @@ class Sealer:
         if stamp is None:
             stock.discard([content])
             return False
-        stock.index.seal(content, stamp)
+        stock.index.seal({content: stamp})
         return True
 
     def _checked(self, content: ContentId, size: int) -> tuple[Stamp | None, list[int]]:

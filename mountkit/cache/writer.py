@@ -8,7 +8,7 @@ any moment leaves bytes that nobody names, never a name without its bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -163,6 +163,11 @@ class CacheWriter:
     def is_complete(self, content: ContentId, size: int) -> bool:
         """Whether the index has every part of the object."""
         return self._stock.index.is_complete(content, size)
+
+    def seal_some(self, objects: Sequence[tuple[ContentId, int]], *, stop: Callable[[], bool]) -> None:
+        """As `seal`, these (object, size) until `stop()`; small ones together, at a third of the cost."""
+        self._sealer.seal_some(objects, stop=stop)
+        self._stock.remove_dead_segments()
 
     def seal(self, content: ContentId, size: int) -> bool:
         """Whether the object is now a sealed file of its own; False if it is not complete or its bytes turned out bad

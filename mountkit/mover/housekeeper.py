@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -58,7 +59,10 @@ class Housekeeper:
         await self._somebody_wants_seals.wait()
         while True:
             await self._until_quiet()
-            if not await self._seal_some():
+            some = True
+            while some and not self._fetcher.busy:
+                some = await self._seal_some()
+            if not some:
                 await self._fetcher.idle.wait()
 
     async def _until_quiet(self) -> None:
@@ -74,10 +78,7 @@ class Housekeeper:
         """Seals one batch, stopping when somebody fetches; False if there was nothing to do."""
         try:
             waiting = self._cache.unsealed(_BATCH)
-            for content, size in waiting:
-                if self._fetcher.busy:
-                    return True
-                await trio.to_thread.run_sync(self._cache.seal, content, size)
+            await trio.to_thread.run_sync(partial(self._cache.seal_some, waiting, stop=lambda: self._fetcher.busy))
         except (CacheFull, CacheBroken) as exc:
             log.warning("cannot seal cached files: %s", exc)
             return False

@@ -147,12 +147,12 @@ class Service:
         return {}
 
     async def _opened(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
-        """Files that were opened without our help."""
+        """Files that were opened without our help; whether we want to hear of more of them."""
         for ident in body["objects"]:
             row = self._catalog.object(ident)
             if row is not None:
                 self._note_open(row, body["mount"], cold=False)
-        return {}
+        return {"listens": bool(self._orders) or (body["mount"].sweep and self.sweeper.listens)}
 
     async def _entered(self, body: dict[str, Any], _progress: Progress) -> dict[str, Any]:
         """Directories that somebody begins to read."""

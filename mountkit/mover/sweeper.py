@@ -38,6 +38,8 @@ _FAILURES = 16
 _PAGE = 100
 _DIRECTORIES = 4096
 _ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
+_LISTENS_S, _EXPECTS_S = 5.0, 60.0
+"""So long after a file had to be waited for, or was fetched because it follows another, all opens are of interest."""
 
 
 class _Evidence(Protocol):
@@ -63,6 +65,7 @@ class Sweeper:
         self._listing: set[int] = set()
         self._moved = trio.Event()
         self._gets = self._bytes = self._failures = 0
+        self._listens_until = 0.0
 
     def __repr__(self) -> str:
         return f"<Sweeper {self._gets} GETs under way, {self._sweeps!r}>"
@@ -70,7 +73,10 @@ class Sweeper:
     # ---- what is heard -------------------------------------------------------------------------------------
     def opened(self, row: ObjectRow, *, cold: bool) -> None:
         """Somebody opened this file; `cold` if its first bytes were not cached."""
-        tree, begins = self._sweeps.opened(self._clock(), row.key, row.size)
+        now = self._clock()
+        if cold:
+            self._listens_until = max(self._listens_until, now + _LISTENS_S)
+        tree, begins = self._sweeps.opened(now, row.key, row.size)
         if tree is not None and begins:
             self._lister.start_soon(partial(self._sweep_tree, tree))
         elif tree is not None:
@@ -78,9 +84,15 @@ class Sweeper:
             self._wake()
         for ahead in self._in_order.opened(row, cold=cold):
             if self._worth(ahead) and self._fetcher.room_for(ahead.size):
+                self._listens_until = now + _EXPECTS_S
                 wanted = Wanted.of(ahead)
                 parts = wanted.parts[: _WHOLE_FILE_BYTES // BLOCK_BYTES * PARTS_PER_BLOCK // 2]
                 self._fetcher.start(wanted, parts, Priority.READAHEAD)
+
+    @property
+    def listens(self) -> bool:
+        """Whether opens of files that are here already may tell what to fetch."""
+        return self._clock() < self._listens_until
 
     def read(self, row: ObjectRow, offset: int, length: int) -> None:
         """Somebody read these bytes of a file of more than one block."""

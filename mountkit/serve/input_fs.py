@@ -50,7 +50,8 @@ class InputFileSystem:
     def can_open_now(self, inode: int) -> bool:
         """Whether the first bytes are here, so that an open need not ask the bucket. Raises FileSystemError.
 
-        The mover hears of such an open too, a moment later: what to fetch ahead is found from all opens.
+        While somebody has to wait now and then, the mover hears of such opens, too: what to fetch ahead is found from
+        all of them.
         """
         file = self.names.current(inode)
         if file.row.size == 0:
@@ -65,6 +66,7 @@ class InputFileSystem:
     async def prepare_open(self, inode: int) -> None:
         """Has the first bytes fetched, so that a changed or forbidden object shows at open. Raises FileSystemError."""
         row = self.names.file(inode).row
+        self._mover.listens = True
         await self.names.ask("open", data=True, object=row.id)
         self._trace(row.id)
 
@@ -74,6 +76,7 @@ class InputFileSystem:
         found = self._cache.open_sealed(file.content)
         if isinstance(found, SealedFile):
             self._trace(file.row.id)
+            self._mover.note_opened(file.row.id)
             return found
         return None
 

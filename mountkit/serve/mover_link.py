@@ -20,6 +20,7 @@ from mountkit.ipc import Channel, ChannelClosed, Message
 log = logging.getLogger(__name__)
 _RETRY_S = 0.1
 _OPENED_S = 0.01
+_MOST_OPENED = 4096
 
 
 class MoverLink:
@@ -46,6 +47,8 @@ class MoverLink:
         self._connected = trio.Event()
         self.lost = trio.Event()
         """Set when a connection breaks; a new event takes its place."""
+        self.listens = True
+        """Whether the mover wants to hear of files that are opened without its help; it says so itself."""
         self._opened: list[int] = []
         self._entered: list[int] = []
         self._somebody_opened = trio.Event()
@@ -141,9 +144,10 @@ class MoverLink:
                 return
 
     def note_opened(self, object_id: int) -> None:
-        """Has the mover told, in a moment and with others, that this file was opened from the cache."""
-        self._opened.append(object_id)
-        self._somebody_opened.set()
+        """Has the mover told, in a moment and with others, that this file was opened from the cache, if it listens."""
+        if self.listens and len(self._opened) < _MOST_OPENED:
+            self._opened.append(object_id)
+            self._somebody_opened.set()
 
     def note_entered(self, directory_id: int) -> None:
         """Has the mover told, in a moment and with others, that somebody begins to read this directory."""
@@ -157,7 +161,7 @@ class MoverLink:
             self._somebody_opened = trio.Event()
             opened, self._opened = self._opened, []
             entered, self._entered = self._entered, []
-            if opened:
-                await self.tell("opened", objects=opened)
             if entered:
                 await self.tell("entered", directories=entered)
+            if opened and (answer := await self._try("opened", {"objects": opened})) is not None:
+                self.listens = bool(answer.body.get("listens", True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import random
@@ -367,7 +368,7 @@ def test_a_removed_cache_directory_is_made_anew(bucket: Bucket, mountkit: Comman
     check(root, objects)
     before = mountkit.status(root)
     with reading(root, objects) as failures:
-        shutil.rmtree(before["state_directory"] if what == "state directory" else mountkit.cache)
+        _remove(Path(before["state_directory"]) if what == "state directory" else Path(mountkit.cache))
         objects2 = fill(bucket, first=30, count=3)
         wait_until(lambda: Path(before["state_directory"], "index.db").exists(), seconds=20)
         wait_until(is_ok(mountkit, root), seconds=20)
@@ -378,3 +379,18 @@ def test_a_removed_cache_directory_is_made_anew(bucket: Bucket, mountkit: Comman
     status = mountkit.status(root)
     assert status["cache"]["objects"] > 0, "the new directory is used"
     assert [text for text in warnings(mountkit, root) if "was removed" in text]
+
+
+def _remove(directory: Path) -> None:
+    """As `rm -r` of a person who says it again when files were made meanwhile."""
+    for _ in range(100):
+        try:
+            shutil.rmtree(directory)
+        except FileNotFoundError:  # of the state directory inside, made anew and gone again
+            continue
+        except OSError as exc:
+            if exc.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
+    raise AssertionError(f"{directory} cannot be removed")

@@ -82,6 +82,13 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             assert not sealed
 
+    @rule()
+    def seal_some(self) -> None:
+        whole = [thing for thing in THINGS if len(self.model[thing.seed]) == thing.last_part + 1]
+        self.writer.seal_some([(thing.content, thing.size) for thing in THINGS], stop=lambda: False)
+        if self.intact:
+            assert [thing for thing in THINGS if self.reader.is_sealed(thing.content)] == whole
+
     @rule(thing=a_thing)
     def verify(self, thing: Thing) -> None:
         if self.reader.sealed(thing.content) is None:

@@ -11,7 +11,7 @@ import pytest
 from mountkit.cache import sealing
 from mountkit.cache.checked import Missing
 from mountkit.cache.faults import CacheFull
-from mountkit.cache.policy import Limits
+from mountkit.cache.policy import Limits, Policy
 from mountkit.cache.reader import CacheReader, NotSealed, SealedFile
 from mountkit.cache.writer import CacheWriter
 from tests.unit.cache.harness import BLOCK, NEXT_LIFE, PART, Box, Thing, flip, get, put, put_parts
@@ -152,6 +152,30 @@ def test_a_touched_file_with_the_right_bytes_is_trusted_again_after_verify(
     assert writer.verify(thing.content)
     assert contents_of(reader.open_sealed(thing.content)) == thing.data()
     assert box.own_file(thing).stat().st_mode & 0o777 == 0o400
+
+
+def test_some_are_sealed_until_somebody_says_stop(writer: CacheWriter, reader: CacheReader) -> None:
+    things = [LARGE, *sorted((Thing(n, 1000) for n in range(5)), key=lambda thing: thing.content)]
+    put(writer, *things)
+    stops = iter([False, False, False, True])
+    writer.seal_some([(thing.content, thing.size) for thing in things], stop=lambda: next(stops))
+    assert [reader.is_sealed(thing.content) for thing in things] == [False, True, True, True, False, False]
+    writer.seal_some([(thing.content, thing.size) for thing in things], stop=lambda: False)
+    assert [contents_of(reader.open_sealed(thing.content)) for thing in things] == [thing.data() for thing in things]
+    assert writer.unsealed(10) == []
+
+
+def test_what_was_sealed_before_one_fails_stays_sealed(
+    writer: CacheWriter, reader: CacheReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    things = sorted((Thing(n, 1000) for n in range(4)), key=lambda thing: thing.content)
+    put(writer, *things)
+    admits = iter([True, True, False])
+    monkeypatch.setattr(Policy, "admits", lambda *_, **__: next(admits))
+    with pytest.raises(CacheFull):
+        writer.seal_some([(thing.content, thing.size) for thing in things], stop=lambda: False)
+    assert [reader.is_sealed(thing.content) for thing in things] == [True, True, False, False]
+    assert get(reader, things[2]) == things[2].data()
 
 
 @both

@@ -47,12 +47,14 @@ class FakeCache:
         self._check()
         return [(content, 1) for content in self.waiting[:limit]]
 
-    def seal(self, content: ContentId, _size: int) -> bool:
+    def seal_some(self, objects: Iterable[tuple[ContentId, int]], *, stop: Callable[[], bool]) -> None:
         self._check()
-        self.waiting.remove(content)
-        self.sealed.append(content)
-        self.on_seal()
-        return True
+        for content, _size in objects:
+            if stop():
+                break
+            self.waiting.remove(content)
+            self.sealed.append(content)
+            self.on_seal()
 
     def housekeep(self, superseded: Iterable[ContentId]) -> int:
         self._check()
@@ -109,9 +111,6 @@ async def test_sealing_begins_when_nothing_was_fetched_for_a_while(clock: MockCl
         await settled()
         assert cache.sealed == []
         clock.jump(0.2)
-        await until(lambda: len(cache.sealed) == 64)
-        await until(lambda: True)
-        clock.jump(0.6)
         await until(lambda: len(cache.sealed) == 100)
 
 

@@ -131,6 +131,30 @@ async def test_a_sweep_rests_when_nobody_opens_and_goes_on_after(catalog: Catalo
 
 
 @in_trio
+async def test_opens_of_what_is_here_are_of_interest_while_somebody_waits_or_a_run_is_expected(
+    catalog: Catalog, cache: CacheWriter
+) -> None:
+    async with reading(catalog, cache, tree(100) | {f"run/{n:03d}": SIZE for n in range(40)}) as reader:
+        assert not reader.sweeper.listens
+        await reader.open("train/c0/00000")
+        assert reader.sweeper.listens
+        reader.now += 4.9
+        assert reader.sweeper.listens
+        await reader.open("train/c0/00000")
+        reader.now += 0.2
+        assert not reader.sweeper.listens, "it was there already"
+        await reader.lister.list_whole(catalog.root, 0.0)
+        await reader.lister.list_whole(_directory(catalog, b"run"), 0.0)
+        for n in range(4):
+            await reader.open(f"run/{n:03d}")
+            await reader.quiet()
+        reader.now += 59
+        assert reader.sweeper.listens, "some were fetched since they follow"
+        reader.now += 2
+        assert not reader.sweeper.listens
+
+
+@in_trio
 async def test_only_as_much_is_swept_as_the_cache_keeps(catalog: Catalog, directory_fd: int) -> None:
     small = CacheWriter.open(directory_fd, Limits(600 * 1200, 0.0), LIFE)
     keys = tree(1500)

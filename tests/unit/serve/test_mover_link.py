@@ -230,3 +230,32 @@ async def test_what_is_told_needs_no_answer_and_no_mover(path: str, clock: MockC
             await link.tell("hint", offset=2)
             await link.call("stats", budget_s=5)
     assert [body.get("offset") for body in told] == [2, None]
+
+
+@in_trio
+async def test_the_mover_hears_of_opens_together_for_as_long_as_it_listens(path: str, clock: MockClock) -> None:
+    heard = list[Any]()
+
+    async def handler(request: Message, _: Progress) -> dict[str, Any]:
+        heard.append(request.body.get("objects") or request.body.get("directories"))
+        return {"listens": len(heard) < 4}
+
+    async with linked(path) as link:
+        link.note_opened(1)
+        await trio.sleep(1)
+        async with mover(path, handler):
+            await link.linked()
+            link.note_entered(7)
+            for ident in (2, 3):
+                link.note_opened(ident)
+            await trio.sleep(1)
+            assert (heard, link.listens) == ([[7], [2, 3]], True), "the first was told to nobody"
+            for ident in (4, 5, 6):
+                link.note_opened(ident)
+                await trio.sleep(1)
+            assert (heard[2:], link.listens) == ([[4], [5]], False)
+            link.listens = True
+            for ident in range(10_000):
+                link.note_opened(ident)
+            await trio.sleep(1)
+            assert len(heard[-1]) < 5000
