@@ -15,7 +15,8 @@ from enum import Enum
 from threading import Lock
 
 from mountkit.cache.checked import CheckedFiles, Missing, WouldBlock
-from mountkit.cache.content import BLOCK_BYTES, PARTS_PER_BLOCK, ContentId, blocks_in, full_mask
+from mountkit.cache.checksum import CRC_BYTES, part_crcs
+from mountkit.cache.content import BLOCK_BYTES, PARTS_PER_BLOCK, ContentId, blocks_in, full_mask, parts_in
 from mountkit.cache.files import open_placed
 from mountkit.cache.index import IndexView, Placed
 from mountkit.cache.objects import Stamp, look, stamp_of
@@ -121,7 +122,7 @@ class CacheReader:
         if known is not None:
             if (file := self._open_as(content, known)) is not None:
                 return file
-            del self._seals[content]
+            self._seals.pop(content, None)
         found = self._index.stamp(content)
         if found is None:
             return NotSealed.NO_SEAL
@@ -129,10 +130,35 @@ class CacheReader:
         file = self._open_as(content, stamp) if stamp.life == life else None
         if file is None:
             return NotSealed.NEEDS_VERIFY
-        self._seals[content] = stamp
-        if len(self._seals) > REMEMBERED_SEALS:
-            del self._seals[next(iter(self._seals))]
+        self._remember_seal(content, stamp)
         return file
+
+    def check_seal(self, content: ContentId, size: int) -> bool:
+        """Whether the sealed file has its CRCs, whosever life its seal is of; then `open_sealed` opens it. Reads all of
+        it into memory: for small objects, in a thread."""
+        found = self._index.stamp(content)
+        file = self._open_as(content, found[0]) if found else None
+        if file is None:
+            return False
+        try:
+            rows = self._index.blocks(content, 0, blocks_in(size) - 1)
+            crcs = b"".join(rows[index].crcs for index in sorted(rows))
+            data = memoryview(os.pread(file.fd, size + 1, 0))
+            right = len(data) == size and len(crcs) == CRC_BYTES * parts_in(size) and part_crcs(data) == crcs
+            if not right or stamp_of(file.fd, file.stamp.life) != file.stamp:
+                return False
+        except OSError:
+            return False
+        finally:
+            os.close(file.fd)
+        self._remember_seal(content, file.stamp)
+        return True
+
+    def _remember_seal(self, content: ContentId, stamp: Stamp) -> None:
+        with self._lock:
+            self._seals[content] = stamp
+            if len(self._seals) > REMEMBERED_SEALS:
+                del self._seals[next(iter(self._seals))]
 
     def _open_as(self, content: ContentId, stamp: Stamp) -> SealedFile | None:
         """The object's own file if it looks as the stamp says."""

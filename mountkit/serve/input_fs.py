@@ -81,8 +81,11 @@ class InputFileSystem:
         return None
 
     async def verify_sealed(self, inode: int) -> None:
-        """Has the sealed file's checksums checked. Raises FileSystemError: ESTALE if its bytes were bad."""
-        answer = await self.names.ask("verify", data=True, object=self.names.file(inode).row.id)
+        """Checks the sealed file's checksums, or has it done. Raises FileSystemError: ESTALE if its bytes were bad."""
+        row, content = self.names.file(inode)
+        if row.size <= BLOCK_BYTES and await trio.to_thread.run_sync(self._cache.check_seal, content, row.size):
+            return
+        answer = await self.names.ask("verify", data=True, object=row.id)
         if not answer.body.get("good"):
             raise FileSystemError(errno.ESTALE)
 

@@ -165,5 +165,6 @@ async def sealed(b: Bench, files: InputFileSystem, name: bytes) -> int:
     await files.prepare_open(inode)
     row = b.catalog.object(inode)
     assert row is not None
+    await files.read(inode, 0, row.size)
     assert b.writer.seal(content_id(row.key, row.etag, row.size), row.size)
     return await inode_of(files, name)

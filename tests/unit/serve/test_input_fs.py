@@ -67,6 +67,27 @@ async def test_a_sealed_file_is_handed_out_once_its_checksums_were_checked_in_th
 
 
 @in_trio
+async def test_a_server_checks_small_files_itself_and_has_the_mover_check_large_ones(b: Bench) -> None:
+    """After a remount each file is checked when it is opened; through the mover that takes twenty times as long."""
+    sizes = {b"small": BLOCK_BYTES, b"large": BLOCK_BYTES + 1}
+    files = b.files()
+    for name, size in sizes.items():
+        b.mover.put(name, content(size))
+    inodes = {name: await sealed(b, files, name) for name in sizes}
+    b.next_life()
+    files = b.files()
+    for name, size in sizes.items():
+        b.mover.asked.clear()
+        assert files.sealed_now(inodes[name]) is None
+        await files.verify_sealed(inodes[name])
+        found = files.sealed_now(inodes[name])
+        assert found is not None
+        assert os.pread(found.fd, size + 1, 0) == content(size)
+        os.close(found.fd)
+        assert ("verify" in b.mover.ops()) == (name == b"large")
+
+
+@in_trio
 async def test_a_sealed_file_with_altered_bytes_is_estale(b: Bench, tmp_path: Any) -> None:
     """[bytes-4]"""
     b.mover.put(b"a", content(1000))
