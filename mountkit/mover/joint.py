@@ -1,11 +1,14 @@
 """The joint thread: runs the fetches of whole small objects, as many at once as the queue allows, on one thread.
 
 It knows one way to get an object, the cheapest. A fetch that does not succeed by it goes back to the queue, to a thread
-that has all the patience of the store's retries; while the server is in trouble, all of them do.
+that has all the patience of the store's retries; while the server is in trouble, all of them do. So do all from then on
+if this thread fails as nobody foresaw: readers wait for what it has, and cheapness is nothing to them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ from mountkit.mover.queue import FetchQueue
 from mountkit.store.api import ObjectInfo
 from mountkit.store.s3_many import Failed, Got
 
+log = logging.getLogger(__name__)
 _PAUSE_S = 1.0
 
 
@@ -42,6 +46,7 @@ class JointThread:
         """`after_batch` is called, on the joint thread, when some objects have come that nobody was woken for."""
         self._queue, self._gets, self._after_batch, self._clock = queue, gets, after_batch, clock
         self._pauses_until = 0.0
+        self._under_way: dict[Fetch, None] = {}
 
     def __repr__(self) -> str:
         return f"<JointThread {self._gets!r}>"
@@ -51,6 +56,23 @@ class JointThread:
         threading.Thread(target=self._work, name="fetch-joint", daemon=True).start()
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        except Exception:
+            log.exception("getting small objects jointly failed in a way nobody foresaw; threads do it from now on")
+            self._leave()
+        finally:
+            self._gets.close()
+
+    def _leave(self) -> None:
+        """Everything goes to the queue's threads, also what has come but may not have landed."""
+        for fetch in self._under_way:
+            fetch.spent_s = self._clock() - fetch.begun_at
+        self._queue.leave_joint(self._under_way)
+        with contextlib.suppress(Exception):  # it may be what has failed
+            self._after_batch()
+
+    def _serve(self) -> None:
         while not self._queue.closed:
             self._begin_some()
             some_came = False
@@ -59,10 +81,10 @@ class JointThread:
                 self._begin_some()
             if some_came:
                 self._after_batch()
-        self._gets.close()
 
     def _begin_some(self) -> None:
         while (fetch := self._queue.take_joint()) is not None:
+            self._under_way[fetch] = None
             fetch.begun_at = self._clock()
             if self._clock() < self._pauses_until or not self._gets.start(fetch, fetch.wanted.info):
                 self._give_back(fetch)
@@ -75,10 +97,12 @@ class JointThread:
             self._give_back(fetch)
             return False
         fetch.got(outcome.body, outcome.version_id)
+        del self._under_way[fetch]
         self._queue.ended_joint(fetch)
         return True
 
     def _give_back(self, fetch: Fetch) -> None:
         fetch.spent_s = self._clock() - fetch.begun_at
+        del self._under_way[fetch]
         self._queue.ended_joint(fetch)
         self._queue.put(fetch)

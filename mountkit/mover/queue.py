@@ -11,7 +11,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -128,6 +128,16 @@ class FetchQueue(Generic[J]):
         with self._condition:
             self._settle(job)
             self._wake_some()
+
+    def leave_joint(self, unfinished: Collection[J]) -> None:
+        """Ends `serve_joint`: what was taken and is `unfinished`, what waits and what comes is for our own threads."""
+        with self._condition:
+            self._ring = None
+            for job in unfinished:
+                self._settle(job)
+            waiting, self._joint_heap = self._joint_heap, []
+            for job in (*unfinished, *(job for priority, _, job in sorted(waiting) if priority == job.priority)):
+                self._push(job)
 
     @property
     def closed(self) -> bool:

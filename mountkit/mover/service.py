@@ -104,8 +104,8 @@ class Service:
 
     def _some_came(self) -> None:
         """On the joint thread."""
-        self._store.works()
         self.fetcher.wake()
+        self._store.works()
 
     async def handle(
         self, request: Message, progress: Progress, mount: MountSettings | None = None

@@ -8,6 +8,7 @@ asked again by other means, which have the words for it. All methods but `wake` 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -21,6 +22,7 @@ from typing import Generic, TypeVar
 
 from mountkit.store.lean import Unusable
 
+log = logging.getLogger(__name__)
 _MAX_HEAD_BYTES = 1 << 12
 _IDLE_S = 20.0
 _EVENTS = 16
@@ -115,13 +117,12 @@ class MultiGet(Generic[T]):
                 os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        """Cuts off all that is under way."""
+        """Cuts off all that is under way; also where another method has failed half-way."""
         with self._lock:
             self._closed = True
-        for opened in filter(None, self._opened):
+        for opened in (*filter(None, self._opened), *(each.socket for each in self._connections.values())):
             opened.close()
-        for connection in list(self._connections.values()):
-            self._drop(connection)
+        self._connections.clear()
         self._epoll.close()
         os.close(self._bell)
 
@@ -129,8 +130,12 @@ class MultiGet(Generic[T]):
     def _open(self) -> None:
         """On a thread of its own."""
         connection: socket.socket | None = None
-        with contextlib.suppress(Unusable):  # whoever asks by other means is told why
+        try:
             connection = self._connect()
+        except Unusable:
+            pass  # whoever asks by other means is told why
+        except Exception:  # its GET must end all the same
+            log.exception("connecting failed in a way nobody foresaw")
         with self._lock:
             if not self._closed:
                 self._opened.append(connection)

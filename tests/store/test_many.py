@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import calendar
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterable
@@ -16,6 +18,7 @@ from mountkit.sources import BucketURL
 from mountkit.store import s3
 from mountkit.store.api import ObjectInfo
 from mountkit.store.keys import quoted
+from mountkit.store.multiget import MultiGet, Whole
 from mountkit.store.s3_many import Failed, Got, ManyGets
 from mountkit.store.signed import _Signer
 from mountkit.store.sigv4 import GetSigner
@@ -254,3 +257,50 @@ def test_behind_a_proxy_nobody_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     access = s3.find_access(BucketURL("data", endpoint="http://store.test:9000"))
     wallet = s3.Wallet(BucketURL("data", anonymous=True))
     assert s3.S3Store(access, wallet, s3.Timeouts(1.0, 1.0, 1.0)).many() is None
+
+
+def test_closed_in_any_state_it_leaves_no_descriptor() -> None:
+    """The joint thread closes it after a failure that nobody foresaw, which may have come in the midst of a change."""
+    before = len(os.listdir("/proc/self/fd"))
+    pairs = [socket.socketpair() for _ in range(3)]
+    ours = [pair[0] for pair in pairs]
+    gets = MultiGet[str](ours.pop, patience_s=20.0)
+    for n in range(3):
+        gets.start(str(n), b"GET / HTTP/1.1\r\n\r\n", 10)
+    while len(gets._connections) < 3:
+        list(gets.wait())
+    next(iter(gets._connections.values())).socket.close()
+    gets.close()
+    gets.wake()
+    for _, theirs in pairs:
+        theirs.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_connection_that_fails_as_nobody_foresaw_is_a_failure_of_its_get_alone() -> None:
+    def connect() -> socket.socket:
+        if len(failed) < 3:
+            failed.append(1)
+            raise ValueError("unforeseen")
+        return ours
+
+    failed: list[int] = []
+    ours, theirs = socket.socketpair()
+    gets = MultiGet[str](connect, patience_s=20.0)
+    for n in range(3):
+        gets.start(str(n), b"GET / HTTP/1.1\r\n\r\n", 2)
+        assert _next_ended(gets) == (str(n), None)
+    gets.start("it", b"GET / HTTP/1.1\r\n\r\n", 2)
+    with theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+        tag, whole = _next_ended(gets)
+        assert whole is not None
+        assert (tag, bytes(whole.body)) == ("it", b"hi")
+    gets.close()
+
+
+def _next_ended(gets: MultiGet[str]) -> tuple[str, Whole | None]:
+    deadline = time.monotonic() + 5
+    while not (found := list(gets.wait())):
+        assert time.monotonic() < deadline
+    return found[0]

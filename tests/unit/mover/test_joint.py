@@ -24,31 +24,41 @@ class FakeGets:
     def __init__(self) -> None:
         self.begun: list[Fetch] = []
         self.takes = True
+        self.breaks_at = ""
+        """The method that fails as nobody foresaw."""
         self.closed = threading.Event()
         self._ends: deque[tuple[Fetch, Got | Failed]] = deque()
         self._bell = threading.Event()
 
     def start(self, tag: Fetch, info: ObjectInfo) -> bool:
         assert info.key == tag.wanted.row.key
+        self._may_break("start")
         if self.takes:
             self.begun.append(tag)
         return self.takes
 
-    def end(self, fetch: Fetch, outcome: Got | Failed) -> None:
+    def end(self, fetch: Fetch, outcome: Got | Failed, *, ring: bool = True) -> None:
         self._ends.append((fetch, outcome))
-        self._bell.set()
+        if ring:
+            self._bell.set()
 
     def wait(self) -> Iterator[tuple[Fetch, Got | Failed]]:
         self._bell.wait()
         self._bell.clear()
+        self._may_break("wait")
         while self._ends:
             yield self._ends.popleft()
+
+    def _may_break(self, method: str) -> None:
+        if self.breaks_at == method:
+            raise RuntimeError("unforeseen")
 
     def wake(self) -> None:
         self._bell.set()
 
     def close(self) -> None:
         self.closed.set()
+        self._may_break("close")
 
 
 class OneFetch(Fetch):
@@ -62,6 +72,8 @@ class OneFetch(Fetch):
         self.threaded = threading.Event()
 
     def got(self, data: memoryview, version_id: str) -> None:
+        if data == b"breaks":
+            raise RuntimeError("unforeseen")
         self.came.append(bytes(data) + version_id.encode())
 
     def run(self) -> None:
@@ -73,10 +85,13 @@ class Bench:
         self.now = 0.0
         self.gets, self.queue = FakeGets(), FetchQueue[Fetch]()
         self.batches = 0
+        self.batch_breaks = False
         JointThread(self.queue, self.gets, after_batch=self._batch_ends, clock=lambda: self.now).start()
 
     def _batch_ends(self) -> None:
         self.batches += 1
+        if self.batch_breaks:
+            raise RuntimeError("unforeseen")
 
     def put(self, fetch: OneFetch) -> OneFetch:
         assert fetch.is_joint
@@ -90,6 +105,7 @@ def bench() -> Iterator[Bench]:
     yield bench
     bench.queue.close()
     assert bench.gets.closed.wait(5)
+    until(lambda: not any(thread.name == "fetch-joint" for thread in threading.enumerate()))
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -164,3 +180,61 @@ def test_without_anybody_who_does_it_jointly_a_thread_does() -> None:
     queue.put(fetch, joint=True)
     assert fetch.threaded.wait(5)
     queue.close()
+
+
+@pytest.mark.parametrize("method", ["wait", "got", "batch"])
+def test_after_a_failure_that_nobody_foresaw_all_fetches_end_on_threads(
+    bench: Bench, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """What was under way, what waited, and what comes later; it is said once, with where it happened."""
+    waiting = [bench.put(OneFetch(n)) for n in range(SWEEP_THREADS + 20)]
+    until(lambda: len(bench.gets.begun) == 16)
+    waiting.append(bench.put(OneFetch(1000, Priority.DEMAND)))
+    until(lambda: len(bench.gets.begun) == 17)
+    came = [waiting.pop(0)] if method == "batch" else []
+    bench.batch_breaks = method == "batch"
+    bench.gets.breaks_at = method
+    bench.gets.end(came[0] if came else waiting[0], Got(memoryview(b"data" if came else b"breaks"), ""))
+    assert all(fetch.threaded.wait(5) for fetch in waiting)
+    assert bench.gets.closed.wait(5)
+    later = [OneFetch(2000), OneFetch(2001, Priority.DEMAND)]
+    assert all(bench.put(fetch).threaded.wait(5) for fetch in later)
+    until(lambda: bench.queue.statistics().running == bench.queue.statistics().waiting == 0)
+    assert not any(fetch.threaded.is_set() for fetch in came)
+    first = next(record for record in caplog.records if record.name == "mountkit.mover.joint")
+    assert first.levelname == "ERROR"
+    assert "RuntimeError: unforeseen" in str(first.exc_text)
+
+
+def test_a_fetch_that_cannot_even_be_begun_goes_to_a_thread(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.gets.breaks_at = "start"
+    fetch = bench.put(OneFetch(1))
+    assert fetch.threaded.wait(5)
+    assert caplog.records[0].exc_text
+
+
+def test_what_has_come_before_such_a_failure_is_looked_at(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody was woken for it: that was to be done once for all of the batch."""
+    first, second = bench.put(OneFetch(1)), bench.put(OneFetch(2))
+    until(lambda: len(bench.gets.begun) == 2)
+    bench.gets.end(first, Got(memoryview(b"data"), ""), ring=False)
+    bench.gets.end(second, Got(memoryview(b"breaks"), ""))
+    assert second.threaded.wait(5)
+    until(lambda: bench.batches == 1)
+    assert first.came == [b"data"]
+    assert not first.threaded.is_set()
+
+
+def test_a_promoted_one_that_waits_at_such_a_failure_runs_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    runs: list[OneFetch] = []
+    fetches = [bench.put(OneFetch(n)) for n in range(SWEEP_THREADS + 20)]
+    until(lambda: len(bench.gets.begun) == 16)
+    for fetch in fetches:
+        fetch.run = lambda fetch=fetch: runs.append(fetch)  # type: ignore[method-assign, misc]
+    bench.queue.slow_down()
+    for fetch in fetches[-8:]:
+        bench.queue.promote(fetch, Priority.DEMAND)
+    bench.gets.breaks_at = "wait"
+    bench.gets.wake()
+    until(lambda: len(runs) >= len(fetches))
+    assert sorted(map(id, runs)) == sorted(map(id, fetches))
