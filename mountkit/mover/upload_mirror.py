@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mountkit.config import OutputSettings
 from mountkit.mover.upload_order import UploadOrder
-from mountkit.staging.queue import Operation, UploadJournal
+from mountkit.staging.queue import Ending, Operation, UploadJournal
 from mountkit.staging.schema import OperationState
 
 _WHOLE_S = 0.5
@@ -53,6 +53,12 @@ class UploadMirror:
             self._order.add(operation)
         return whole
 
+    def cancelled(self, seq: int) -> list[int]:
+        """The server has cancelled an operation; the numbers of those that are over with it, in the journal, too."""
+        needless = self._order.cancelled(seq)
+        self._journal.end([Ending(each, OperationState.CANCELLED) for each in needless])
+        return needless
+
     @property
     def _due_at(self) -> float:
         """From when on all may be compared again."""
@@ -64,7 +70,8 @@ class UploadMirror:
         rows = {operation.seq: operation for operation in self._journal.open_operations()}
         for seq in [*self._order.operations, *self._order.failures]:
             if seq not in rows:
-                self._order.remove(seq)
+                for over in self.cancelled(seq):
+                    rows.pop(over, None)
         for seq, row in rows.items():
             known = self._order.get(seq)
             if row.state is OperationState.RUNNING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from mountkit.staging.queue import Operation
 from mountkit.staging.schema import OperationKind, OperationState
@@ -171,50 +171,58 @@ class UploadOrder:
     def remove(self, seq: int) -> list[int]:
         """It is over; the numbers of those that this makes needless: over, too."""
         operation = self._open.get(seq)
-        needless = [old for old, new in self._shadowed.items() if new == seq]
+        needless = self._stood_in_for_by(seq)
         if operation is not None and operation.kind is not OperationKind.COPY:
             needless += [
                 old
                 for old, failure in self._failed.items()
                 if old < seq and failure.key == operation.key and failure.kind is not OperationKind.COPY
             ]
-        freed = bool(self._failed) and any(old in self._failed for old in (seq, *needless))
-        for each in (seq, *needless):
-            self._forget(each)
-        if freed:
-            self._offer_all()
+        self._forget_all([seq, *needless])
+        return needless
+
+    def cancelled(self, seq: int) -> list[int]:
+        """The server has cancelled it; the numbers of those that it stood in for: nobody will do them any more."""
+        needless = self._stood_in_for_by(seq)
+        self._forget_all([seq, *needless])
         return needless
 
     def failed(self, operation: Operation) -> list[Operation]:
         """It failed for good; with it, what it stood in for: those are returned."""
-        olds = [self._open[old] for old, new in self._shadowed.items() if new == operation.seq]
+        olds = [self._open[old] for old in self._stood_in_for_by(operation.seq)]
         for each in (operation, *olds):
             self._forget(each.seq)
             self._failed[each.seq] = each
             insort(self._all, each.seq)
         return olds
 
-    def shadow(self, operation: Operation) -> Operation | None:
-        """The bytes it was to put are gone: a later PUT of the same file stands in for it, and may go now.
+    def stale(self, operation: Operation) -> list[int] | None:
+        """The bytes it was to put are gone. The numbers of all that this ends; None: nothing is known of others yet.
 
-        Returns that one; None if there is none (yet). The place in the order stays taken until the later one is done,
-        unless that is ordered and would wait for itself: then this one is over.
+        Empty where a later PUT of the same file stands in for it, and may go now: the place in the order stays taken
+        until that one is done. Where that is ordered it would wait for itself; where something else follows under the
+        key (the file was renamed or deleted since), nobody will send the file there any more: then it is over.
         """
-        queue = self._by_key.get(operation.key, [])
-        after = [seq for seq in queue if seq > operation.seq]
-        if not after:
-            return None
-        later = self._open[after[0]]
-        if later.kind is not OperationKind.PUT or later.file != operation.file or later.key != operation.key:
+        later = next((each for each in self._after(operation) if each.key == operation.key), None)
+        if later is None:
             return None
         self._taken.discard(operation.seq)
-        if later.ordered:
-            self._forget(operation.seq)
-        else:
-            queue.remove(operation.seq)
-            self._shadowed[operation.seq] = later.seq
-            self._offer(later.seq)
-        return later
+        earlier = self._stood_in_for_by(operation.seq)
+        if later.kind is not OperationKind.PUT or later.file != operation.file or later.ordered:
+            over = [operation.seq, *earlier]
+            self._forget_all(over)
+            return over
+        self._by_key[operation.key].remove(operation.seq)
+        self._shadowed |= dict.fromkeys((operation.seq, *earlier), later.seq)
+        self._offer(later.seq)
+        return []
+
+    def _after(self, operation: Operation) -> Iterator[Operation]:
+        """What shares its key and comes after it, in order."""
+        return (self._open[seq] for seq in self._by_key.get(operation.key, ()) if seq > operation.seq)
+
+    def _stood_in_for_by(self, seq: int) -> list[int]:
+        return [old for old, new in self._shadowed.items() if new == seq]
 
     def blocker(self, seq: int) -> Operation | None:
         """The failed operation that this one waits for; None if it can still get its turn."""
@@ -248,6 +256,13 @@ class UploadOrder:
         if operation is None or operation.ordered or seq in self._taken or seq in self._shadowed:
             return False
         return all(self._by_key[key][0] == seq for key in operation.keys) and self.blocker(seq) is None
+
+    def _forget_all(self, seqs: list[int]) -> None:
+        freed = any(seq in self._failed for seq in seqs)
+        for seq in seqs:
+            self._forget(seq)
+        if freed:
+            self._offer_all()
 
     def _forget(self, seq: int) -> None:
         place = bisect_left(self._all, seq)

@@ -202,7 +202,7 @@ class Uploads:
         """The operation as it is now, if it can be done as planned."""
         found = claimed.get(known.seq)
         if found is None:  # cancelled meanwhile
-            self._order.remove(known.seq)
+            self._mirror.cancelled(known.seq)
             return None
         if (found.keys, found.kind, found.ordered) != (known.keys, known.kind, known.ordered):
             self.journal.put_back([found.seq])
@@ -337,12 +337,13 @@ class Uploads:
 
     def _on_stamp_changed(self, operation: Operation) -> None:
         """The bytes were changed since: a later PUT stands in, or is still to come with the next close."""
-        later = self._order.shadow(operation)
-        if later is not None and later.ordered:
-            self._settling.end(Ending(operation.seq, OperationState.CANCELLED))
+        over = self._order.stale(operation)
+        for seq in over or ():
+            self._settling.end(Ending(seq, OperationState.CANCELLED))
+        if over:
             return
         self.journal.put_back([operation.seq])
-        if later is None:
+        if over is None:
             again = replace(operation, state=OperationState.PENDING)
             self._order.put_back(again, not_before=self._clock() + _CHANGING_S)
 

@@ -163,23 +163,26 @@ class Publisher:
             self.delete(old_key)
 
     def _republish(self, node: int) -> None:
-        fresh = self._tree.node(node)
-        assert fresh is not None
-        self.publish(fresh)
+        self.publish(self._fresh(node))
+
+    def _fresh(self, node: int) -> Node:
+        found = self._tree.node(node)
+        assert found is not None
+        return found
 
     def _copy_instead(self, node: Node, old_key: bytes, etag: str) -> None:
         key = self.key_of(node.id)
         assert key is not None and node.file is not None
-        self._cancel_needless(key)
+        taken = bool(self._fresh(node.id).in_bucket) | self._cancel_needless(key)
         stamp = self._files.stamp(node.file)
         seq = self._journal.queue_copy(key, old_key, etag, _metadata(node, stamp.mtime_ns), ordered=True)
-        self._tree.change(node.id, seq=seq)
+        self._tree.change(node.id, seq=seq, in_bucket=int(taken))
 
     def _move_object(self, node: Node, old_key: bytes, *, taken: bool) -> None:
         key = self.key_of(node.id)
         assert key is not None
         source_key, source_etag = self._unstarted_source(node, old_key)
-        self._cancel_needless(key)
+        taken |= self._cancel_needless(key)
         seq = self._journal.queue_copy(key, source_key, source_etag, self._kept_metadata(node), ordered=True)
         self._tree.change(
             node.id, seq=seq, source_key=source_key, source_etag=source_etag, in_bucket=int(taken), etag=None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from mountkit.mover.upload_mirror import UploadMirror
 from mountkit.mover.upload_order import UploadOrder
 from mountkit.staging.queue import UploadJournal
-from tests.unit.mover.staged import HandServer
+from tests.unit.mover.staged import CANCELLED, PUT, HandServer
 
 SOON_S, LATER_S = 0.1, 10.0
 
@@ -62,3 +63,20 @@ def test_what_is_new_is_taken_over_at_once_and_nothing_is_compared_without_a_cha
     assert mirror.look()
     clock.now_s += LATER_S
     assert not mirror.look()
+
+
+def test_what_a_cancelled_operation_stood_in_for_is_over_in_the_journal_too(
+    server: HandServer, journal: UploadJournal
+) -> None:
+    order, clock = UploadOrder(), Clock()
+    mirror = UploadMirror(journal, order, clock=clock)
+    file = server.file(b"x")
+    stale, later = (server.queue(PUT, b"a", file=file, old=True) for _ in range(2))
+    mirror.look()
+    ((taken,),) = order.next_ready(time.time(), 9)
+    assert taken.seq == stale and order.stale(taken) == []
+    server.cancel(later)
+    clock.now_s += LATER_S
+    assert mirror.look()
+    assert stale not in order and later not in order
+    assert server.state(stale) is CANCELLED

@@ -106,6 +106,40 @@ def test_a_failed_one_that_goes_frees_who_was_blocked_by_it() -> None:
     assert ready(order) == [2]
 
 
+def test_stale_ones_in_a_row_end_with_the_one_that_stands_in_for_all() -> None:
+    puts = [op(n, key=b"a", file=7) for n in (1, 2, 3)]
+    order = filled(*puts, op(4, ordered=True))
+    for put in puts[:2]:
+        assert ready(order) == [put.seq]
+        assert order.stale(put) == []
+    assert ready(order) == [3]
+    assert sorted(order.remove(3)) == [1, 2]
+    assert ready(order) == [4]
+
+
+@pytest.mark.parametrize(
+    "follows", [op(2, DELETE, b"a"), op(2, key=b"a", file=8), op(2, key=b"a", file=1, ordered=True)]
+)
+def test_a_stale_one_is_over_once_something_else_follows_under_its_key(follows: Operation) -> None:
+    stale = op(1, key=b"a")
+    order = filled(stale)
+    assert ready(order) == [1] and order.stale(stale) is None
+    order.put_back(stale, not_before=101.0)
+    order.add(follows)
+    assert ready(order, 102.0) == [1]
+    assert order.stale(stale) == [1]
+    assert ready(order) == [2]
+
+
+def test_with_what_stands_in_for_it_a_stale_one_is_cancelled_and_what_had_failed_is_not() -> None:
+    failed = op(1, key=b"a", state=OperationState.FAILED)
+    order = filled(failed, op(2, key=b"a", file=7), op(3, key=b"a", file=7), op(4, DELETE, b"b"))
+    assert ready(order) == [2] and order.stale(op(2, key=b"a", file=7)) == []
+    assert order.cancelled(3) == [2]
+    assert 1 in order.failures
+    assert order.cancelled(1) == [] and ready(order) == [4]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_order_of_ends_keeps_the_rules_and_ends_everything(seed: int) -> None:
     chance = random.Random(seed)

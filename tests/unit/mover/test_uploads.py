@@ -18,7 +18,18 @@ from mountkit.staging.queue import Ending, UploadJournal
 from mountkit.store.api import MIN_PART_BYTES, Properties
 from tests.fakes.memory_store import MemoryStore, content
 from tests.unit.mover.harness import in_trio
-from tests.unit.mover.staged import CANCELLED, COPY, DELETE, DONE, FAILED, PENDING, PUT, HandServer, uploading
+from tests.unit.mover.staged import (
+    CANCELLED,
+    COPY,
+    DELETE,
+    DONE,
+    FAILED,
+    PENDING,
+    PUT,
+    RUNNING,
+    HandServer,
+    uploading,
+)
 
 PART = MIN_PART_BYTES
 
@@ -339,6 +350,52 @@ async def test_a_put_that_is_updated_in_place_is_done_with_its_new_stamp(directo
         )
         await bench.uploads.commit([seq])
         assert bench.store.data(b"a") == b"second"
+
+
+@in_trio
+async def test_a_file_rewritten_as_it_is_sent_and_renamed_before_its_new_bytes_are_ends_under_its_new_name(
+    directory_fd: int, catalog: Catalog
+) -> None:
+    """[uploads-1] The server cancels the PUT that was to stand in for the old one: nobody else will end that."""
+    async with uploading(directory_fd, catalog) as bench:
+        file = bench.file(b"first")
+        first = bench.queue(PUT, b"a", file=file, state=RUNNING)  # by a mover that is killed now
+        bench.write(file, b"second, longer")
+        second = bench.queue(PUT, b"a", file=file)
+        assert bench.cancel(second)
+        bench.queue(PUT, b"b", file=file, ordered=True)
+        bench.queue(DELETE, b"a", ordered=True)
+        bench.uploads.journal.recover()
+        with trio.fail_after(5):
+            assert await bench.drained() == {"left": 0, "failed": 0, "errors": {}}
+        assert bench.state(first) is CANCELLED
+        assert bench.store.data(b"b") == b"second, longer"
+        assert bench.store.keys() == [b"b"]
+
+
+@in_trio
+async def test_a_file_rewritten_as_it_is_sent_and_deleted_is_gone(directory_fd: int, catalog: Catalog) -> None:
+    async with uploading(directory_fd, catalog) as bench:
+        file = bench.file(b"first")
+        bench.queue(PUT, b"a", file=file, old=True)
+        bench.write(file, b"second, longer")
+        bench.queue(DELETE, b"a", ordered=True)
+        with trio.fail_after(5):
+            assert await bench.drained() == {"left": 0, "failed": 0, "errors": {}}
+        assert bench.store.calls == [("delete_object", b"a")]
+
+
+@in_trio
+async def test_a_file_rewritten_as_it_is_sent_again_and_again_ends_once(directory_fd: int, catalog: Catalog) -> None:
+    async with uploading(directory_fd, catalog) as bench:
+        file = bench.file(b"0")
+        seqs = []
+        for turn in range(4):
+            bench.write(file, bytes(turn))
+            seqs.append(bench.queue(PUT, b"a", file=file))
+        with trio.fail_after(5):
+            assert await bench.drained() == {"left": 0, "failed": 0, "errors": {}}
+        assert [bench.state(seq) for seq in seqs] == [CANCELLED] * 3 + [DONE]
 
 
 @in_trio

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+import pytest
+
 from tests.unit.serve.outputs import Outputs, refused
 
 
@@ -75,3 +77,21 @@ def test_without_clobber_a_put_names_what_it_may_replace(directory_fd: int) -> N
         "SELECT key, json_extract(metadata, '$.if_match') FROM operation WHERE state = 0 ORDER BY key"
     ).fetchall()
     assert rows == [(b"p/new", ""), (b"p/x", '"x"')]
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_what_was_to_be_deleted_under_a_name_that_is_taken_and_left_again_is_deleted(
+    out: Outputs, staged: bool
+) -> None:
+    """A copy to that name was to replace it; without the copy nobody else would take it away."""
+    if staged:
+        out.write("a", b"1")
+        out.write("c", b"2")
+        out.finish()
+    else:
+        out.holds("a", "c")
+    out.do(out.fs.entries.unlink, 1, b"a")
+    out.do(out.fs.renames.rename, 1, b"c", 1, b"a", 0)
+    assert out.queued() == ["COPY c a", "DELETE c"]
+    out.do(out.fs.renames.rename, 1, b"a", 1, b"d", 0)
+    assert "DELETE a" in out.queued()
