@@ -101,12 +101,19 @@ def ask(point: MountPoint) -> MountInfo:
 
 
 def _is_disconnected(directory: str) -> bool:
-    """Whether the session has ended, asked (statfs is never cached) by a process that can be given up if it hangs."""
+    """Whether the session has ended, asked (statfs is never cached) by a process that can be given up if it hangs.
+
+    It is killed then and not waited for, and holds nothing of ours: no signal ends it while a server that does not
+    answer has its question.
+    """
     ask = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as exc: sys.exit(exc.errno)"
     command = [sys.executable, "-I", "-S", "-c", ask, directory]
+    null = subprocess.DEVNULL
+    asking = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
     try:
-        return subprocess.run(command, timeout=_STAT_S, check=False).returncode == errno.ENOTCONN
+        return asking.wait(_STAT_S) == errno.ENOTCONN
     except subprocess.TimeoutExpired:
+        asking.kill()
         return False
 
 

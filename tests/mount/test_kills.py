@@ -347,6 +347,28 @@ def test_who_mounts_once_more_does_not_wait_for_the_mounts_servers(bucket: Bucke
     assert "already" in again.err
 
 
+def test_status_ends_also_while_the_only_server_hangs_and_the_keeper_is_dead(
+    bucket: Bucket, mountkit: CommandLine, tmp_path: Path
+) -> None:
+    """[failures-1] Whether the session lives a process of its own asks; what the server has read of it, no kill ends."""
+    directory = mountkit.mount(bucket.source, "--servers", "1", "--no-passthrough")
+    status = mountkit.status(directory)
+    (server,) = status["server_pids"]
+    os.kill(server, signal.SIGSTOP)
+    kill(status["keeper_pid"])
+    with stopped_after_reading(server, tmp_path / "reads") as has_read:
+        command = [sys.executable, "-m", "mountkit", "status", str(directory)]
+        with subprocess.Popen(command, env=mountkit.environment, stdout=subprocess.PIPE) as asking:
+            try:
+                wait_until(lambda: any(_waits(child.pid) for child in psutil.Process(asking.pid).children()))
+                os.kill(server, signal.SIGCONT)
+                wait_until(has_read)
+                said, _ = asking.communicate(timeout=8)
+            finally:
+                kill(server)
+    assert b"recovering" in said
+
+
 def test_a_keeper_is_replaced_while_the_bucket_is_away(bucket: Bucket, mountkit: CommandLine) -> None:
     """[failures-1] Keeper and mover die while nobody answers for the bucket; what is cached is read on."""
     objects = _fill(bucket, 10)
