@@ -153,7 +153,7 @@ class Entries:
     def _remove(self, directory: Node, place: Place) -> None:
         """The name is gone, and its object shall be."""
         key = self._publisher.key(directory.id, place.name)
-        in_bucket = self._overlay.vacate(place, key)
+        in_bucket = self._overlay.vacate(place)
         if in_bucket:
             self._tree.put(directory.id, place.name, None, seq=self._publisher.delete(key))
             return

@@ -48,9 +48,8 @@ class Renames:
 
     def _rename_file(self, directory: Node, place: Place, new_directory: Node, new_place: Place) -> None:
         old_key = self._publisher.key(directory.id, place.name)
-        new_key = self._publisher.key(new_directory.id, new_place.name)
         replaces = _etag_at(new_place)
-        taken = self._overlay.vacate(new_place, new_key)
+        taken = self._overlay.vacate(new_place)
         node = place.node or self._overlay.object_node(place)
         self._tree.forget(directory.id, place.name)
         self._tree.put(new_directory.id, new_place.name, node.id)

@@ -118,12 +118,12 @@ class Overlay:
             directory = self.fresh(entry.parent)
 
     # ---- what is under a name ------------------------------------------------------------------------------
-    def vacate(self, place: Place, key: bytes) -> bool:
+    def vacate(self, place: Place) -> bool:
         """Takes away what is under a name. Whether the bucket has, or may get, an object there."""
         node = place.node
         if node is None:
             return place.row is not None
-        in_bucket = self.publisher.detach(node, key)
+        in_bucket = self.publisher.detach(node)
         self.tree.change(node.id, names=0, seq=None)
         return in_bucket
 

@@ -71,9 +71,8 @@ class StagedObjects:
         row = place.row
         assert row is not None
         shown, _, _ = self._names.shown_at(place)
-        key = self._publisher.key(place.parent, place.name)
         xattrs = place.node.xattrs if place.node else None
-        in_bucket = self._overlay.vacate(place, key)
+        in_bucket = self._overlay.vacate(place)
         if truncate:
             number = self._journal.new_file()
             self._staging.create(number)

@@ -195,6 +195,19 @@ class Journal:
         )
         return done.rowcount > 0
 
+    def may_be_done(self, seq: int | None) -> bool:
+        """Whether the bucket has, or may get, what this operation was to do, although it may be cancelled by now.
+
+        It may have what a mover had begun: that one died, or met trouble, perhaps before the answer only. Not what
+        failed for good: the bucket refused that.
+        """
+        row = self.db.execute("SELECT state, started_at, error FROM operation WHERE seq = ?", (seq,)).fetchone()
+        if row is None:
+            return seq is not None  # long over
+        state, started_at, error = row
+        begun = started_at is not None and error is None
+        return begun if state in (OperationState.PENDING, OperationState.CANCELLED) else state != OperationState.FAILED
+
     def give_up(self, seq: int | None) -> None:
         """The operation can never be done: what it needs is lost. A mover that has begun it finds that out, too."""
         self.db.execute(

@@ -126,14 +126,10 @@ class Publisher:
         return seq
 
     # ---- names ---------------------------------------------------------------------------------------------
-    def detach(self, node: Node, key: bytes) -> bool:
-        """Nothing of this node shall come to `key` any more. Whether the bucket has, or may get, an object there."""
-        if node.seq is None:
-            return bool(node.in_bucket)
-        if node.kind == NodeKind.OBJECT and node.source_key != key:
-            self._journal.cancel(node.seq)
-            return bool(node.in_bucket) or not self._is_cancelled(node.seq)
-        return bool(node.in_bucket) if self._journal.cancel(node.seq) else True
+    def detach(self, node: Node) -> bool:
+        """Nothing of this node shall come to its key any more. Whether the bucket has, or may get, an object there."""
+        self._journal.cancel(node.seq)
+        return bool(node.in_bucket) or self._journal.may_be_done(node.seq)
 
     def move(self, node: Node, old_key: bytes, *, taken: bool, replaces: str = "", writers: bool) -> None:
         """The node has got another name (the tree knows it already): its bytes shall be under that key, and not here.
@@ -145,7 +141,7 @@ class Publisher:
             self._move_object(node, old_key, taken=taken)
             return
         operation = self._journal.operation(node.seq) if node.seq else None
-        was_there = self.detach(node, old_key)
+        was_there = self.detach(node)
         self._tree.change(
             node.id, ordered=1, in_bucket=int(taken), seq=None, etag=None, done_at=None, if_match=replaces
         )
@@ -188,7 +184,7 @@ class Publisher:
             node.id, seq=seq, source_key=source_key, source_etag=source_etag, in_bucket=int(taken), etag=None
         )
         self._delete_after_copy(source_key)
-        if source_key != old_key and node.in_bucket:
+        if source_key != old_key and (node.in_bucket or self._journal.may_be_done(node.seq)):
             self.delete(old_key)
 
     def _unstarted_source(self, node: Node, key: bytes) -> tuple[bytes, str | None]:
@@ -224,21 +220,23 @@ class Publisher:
         if key is None:
             return None
         self._journal.cancel(node.seq)
+        there = bool(node.in_bucket) or self._journal.may_be_done(node.seq)
         metadata = _metadata(node, node.mtime_ns) | {"content_type": _DIRECTORY_TYPE}
         seq = self._journal.queue_put(key + b"/", None, Stamp(0, node.mtime_ns, 0), metadata, ordered=False)
-        self._tree.change(node.id, seq=seq)
+        self._tree.change(node.id, seq=seq, in_bucket=int(there))
         return seq
 
     def needs_no_marker(self, node: Node) -> None:
         """Something is in the directory: a marker that was not sent yet is not needed."""
-        if node.seq is not None and self._journal.cancel(node.seq):
-            self._tree.change(node.id, seq=None)
+        if self._journal.cancel(node.seq):
+            there = bool(node.in_bucket) or self._journal.may_be_done(node.seq)
+            self._tree.change(node.id, seq=None, in_bucket=int(there))
 
     def remove_directory(self, node: Node, key: bytes) -> int | None:
         """The directory is gone, and so shall be its marker."""
         was_there = bool(node.in_bucket) or bool(node.derived) or node.made_at is None
-        if node.seq is not None:
-            was_there |= not self._journal.cancel(node.seq)
+        self._journal.cancel(node.seq)
+        was_there |= self._journal.may_be_done(node.seq)
         return self.delete(key + b"/") if was_there else None
 
     def _directory_changed(self, node: Node) -> int | None:
@@ -249,25 +247,21 @@ class Publisher:
     # ---- inside --------------------------------------------------------------------------------------------
     def _supersede(self, node: Node, key: bytes) -> bool:
         """Cancels what the next PUT of `key` makes needless. Whether the bucket has, or may get, an object there."""
-        in_bucket = bool(node.in_bucket)
-        if node.seq is not None and not self._journal.cancel(node.seq):
-            in_bucket = True
-        return self._cancel_needless(key) or in_bucket
+        self._journal.cancel(node.seq)
+        may_be_done = self._journal.may_be_done(node.seq)
+        return self._cancel_needless(key) or may_be_done or bool(node.in_bucket)
 
     def _cancel_needless(self, key: bytes) -> bool:
-        """Whether a deletion was among it: then an object is there."""
+        """Whether an object is, or may be, there: a deletion was among it, or something that had begun once."""
         operations = self._journal.open_of_key(key)
         if not operations or self._journal.is_source(key):
             return False
-        deleted = False
+        taken = False
         for operation in operations:
-            if self._journal.cancel(operation.seq) and operation.kind == OperationKind.DELETE:
-                deleted = True
-        return deleted
-
-    def _is_cancelled(self, seq: int) -> bool:
-        operation = self._journal.operation(seq)
-        return operation is None or operation.state == OperationState.CANCELLED
+            cancelled = self._journal.cancel(operation.seq)
+            deletion = operation.kind == OperationKind.DELETE
+            taken |= cancelled if deletion else self._journal.may_be_done(operation.seq)
+        return taken
 
 
 def _metadata(node: Node, mtime_ns: int) -> dict[str, Any]:

@@ -202,7 +202,9 @@ class UploadJournal:
                 " AND later.state = 2)",
                 (time.time(),),
             )
-            return self._db.execute("UPDATE operation SET state = 0, error = NULL WHERE state = 3").rowcount
+            return self._db.execute(
+                "UPDATE operation SET state = 0, error = NULL, started_at = NULL WHERE state = 3"
+            ).rowcount
 
     def claim(self, seqs: Sequence[int]) -> list[Operation]:
         """Those of these that are still PENDING, as they are now, and RUNNING from here on."""

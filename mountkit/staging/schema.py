@@ -65,6 +65,8 @@ class OperationState(IntEnum):
 # operation.checksum: as the store confirmed it, `crc32c:BASE64`.
 # operation.upload_id: "" while a multipart upload is about to be begun: there may be one that nobody knows.
 # operation.queued_at: time.time(); the mover lets a PUT lie for a moment, because much is replaced within a second.
+# operation.started_at: when a mover last began it. It stays while the operation is PENDING again: what that mover had
+#   sent may be in the bucket. NULL again for what had failed and is tried once more.
 # operation.error: MountkitError.to_json().
 # part: of a multipart upload that is under way, as the store has confirmed them.
 _TABLES: Final = """

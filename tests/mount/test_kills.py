@@ -350,7 +350,7 @@ def test_who_mounts_once_more_does_not_wait_for_the_mounts_servers(bucket: Bucke
 def test_status_ends_also_while_the_only_server_hangs_and_the_keeper_is_dead(
     bucket: Bucket, mountkit: CommandLine, tmp_path: Path
 ) -> None:
-    """[failures-1] Whether the session lives a process of its own asks; what the server has read of it, no kill ends."""
+    """[failures-1] A process of its own asks whether the session lives; what a server has read no kill ends."""
     directory = mountkit.mount(bucket.source, "--servers", "1", "--no-passthrough")
     status = mountkit.status(directory)
     (server,) = status["server_pids"]

@@ -127,7 +127,11 @@ class Outputs:
 
     def begin(self) -> None:
         """The mover has begun everything that is queued."""
-        self.journal.db.execute("UPDATE operation SET state = 1 WHERE state = 0")
+        self.journal.db.execute("UPDATE operation SET state = 1, started_at = 1.0 WHERE state = 0")
+
+    def recover(self) -> None:
+        """Another mover has taken its place."""
+        self.journal.db.execute("UPDATE operation SET state = 0 WHERE state = 1")
 
     def names(self, parent: int = 1) -> list[str]:
         node = self.fs.names.node(parent)

@@ -95,3 +95,35 @@ def test_what_was_to_be_deleted_under_a_name_that_is_taken_and_left_again_is_del
     assert out.queued() == ["COPY c a", "DELETE c"]
     out.do(out.fs.renames.rename, 1, b"a", 1, b"d", 0)
     assert "DELETE a" in out.queued()
+
+
+def test_what_a_mover_had_begun_before_it_died_is_deleted_under_its_old_name(out: Outputs) -> None:
+    """The bucket may have got it: the death came before its answer was written down."""
+    inode = out.mkdir("d")
+    out.finish()
+    out.write("tmp", b"x")
+    out.begin()
+    out.recover()
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"a", 0)
+    assert out.queued() == ["PUT a", "DELETE tmp"]
+    out.begin()
+    out.recover()
+    out.do(out.fs.entries.unlink, 1, b"a")
+    assert out.queued() == ["DELETE tmp", "DELETE a"]
+    out.finish()
+    out.holds("object")
+    out.do(out.fs.renames.rename, 1, b"object", 1, b"b", 0)
+    out.begin()
+    out.recover()
+    out.do(out.fs.renames.rename, 1, b"b", 1, b"c", 0)
+    assert out.queued() == ["COPY object c", "DELETE object", "DELETE b"]
+    assert out.node_of(inode).names == 1
+
+
+def test_what_failed_for_good_is_not_deleted_under_its_old_name(out: Outputs) -> None:
+    """Somebody else's object may be there, which is why it failed."""
+    out.write("tmp", b"x")
+    out.begin()
+    out.journal.db.execute("UPDATE operation SET state = 3, error = '{}'")
+    out.do(out.fs.renames.rename, 1, b"tmp", 1, b"a", 0)
+    assert out.queued() == ["PUT a"]
