@@ -61,6 +61,7 @@ TEST_PROGRAMS = {
     "s3fs": Need("s3fs", "the other driver, which the tests run"),
     "systemd-analyze": Need("systemd", "the tests boot it in a container"),
     "strace": Need("strace", "the tests kill a server in the moment before its answer with it"),
+    "faketime": Need("faketime", "the tests have clocks jump with it"),
     "rsync": Need("rsync", "the tests write into mounts with it"),
     "git": Need("git", "the tests write into mounts with it"),
     "zip": Need("zip", "the tests write into mounts with it"),

@@ -50,7 +50,7 @@ class UploadMirror:
             self._compare()
         for operation in self._journal.open_operations(after=self._last_seq):
             self._last_seq = operation.seq
-            self._order.add(operation)
+            self._take_over(operation)
         return whole
 
     def cancelled(self, seq: int) -> list[int]:
@@ -78,10 +78,14 @@ class UploadMirror:
                 continue  # ours
             if row.state is OperationState.FAILED:
                 if seq not in self._order.failures:
-                    self._order.add(row)
+                    self._take_over(row)
             elif known is None or not _same(known, row):
-                self._order.add(row)
+                self._take_over(row)
             self._last_seq = max(self._last_seq, seq)
+
+    def _take_over(self, operation: Operation) -> None:
+        # The journal has the wall clock's time, which may have been set meanwhile: never later than now.
+        self._order.add(operation, since=self._clock() - max(0.0, time.time() - operation.queued_at))
 
     def _load_settings(self) -> None:
         known = self._journal.settings()

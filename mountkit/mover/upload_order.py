@@ -34,6 +34,8 @@ class UploadOrder:
         self._due: list[tuple[float, int]] = []
         """Candidates by when they may go; also numbers that are none any more."""
         self._not_before: dict[int, float] = {}
+        self._since: dict[int, float] = {}
+        """From when on each lingers."""
         self._urgent: set[int] = set()
         self._shadowed: dict[int, int] = {}
         """Operations whose bytes are gone, and the later one of the same file that stands in for each."""
@@ -66,16 +68,20 @@ class UploadOrder:
 
     # ---- in
 
-    def add(self, operation: Operation) -> None:
-        """An operation as the journal has it; takes the place of what was known of it."""
+    def add(self, operation: Operation, *, since: float | None = None) -> None:
+        """An operation as the journal has it; takes the place of what was known of it.
+
+        `since` (by default as before, or as the journal says): when it was queued, on the clock of `next_ready`.
+        """
         seq = operation.seq
         urgent = seq in self._urgent
+        since = self._since.get(seq, operation.queued_at) if since is None else since
         self._forget(seq)
         insort(self._all, seq)
         if operation.state is OperationState.FAILED:
             self._failed[seq] = operation
             return
-        self._open[seq] = operation
+        self._open[seq], self._since[seq] = operation, since
         if urgent:
             self._urgent.add(seq)
         for key in operation.keys:
@@ -158,7 +164,7 @@ class UploadOrder:
         return group
 
     def _ordered_due(self, operation: Operation) -> float:
-        return operation.queued_at + self._linger_s if self.lingers(operation) else 0.0
+        return self._since[operation.seq] + self._linger_s if self.lingers(operation) else 0.0
 
     # ---- how it went
 
@@ -244,7 +250,7 @@ class UploadOrder:
         """Puts it among the candidates, if it is one."""
         if self._is_candidate(seq):
             operation = self._open[seq]
-            due = operation.queued_at + self._linger_s if self.lingers(operation) else 0.0
+            due = self._since[seq] + self._linger_s if self.lingers(operation) else 0.0
             heapq.heappush(self._due, (due, seq))
 
     def _offer_all(self) -> None:
@@ -271,6 +277,7 @@ class UploadOrder:
         self._failed.pop(seq, None)
         self._taken.discard(seq)
         self._not_before.pop(seq, None)
+        self._since.pop(seq, None)
         self._shadowed.pop(seq, None)
         self._urgent.discard(seq)
         operation = self._open.pop(seq, None)

@@ -64,13 +64,13 @@ class Uploads:
         store: RetryingStore,
         catalog: Catalog | None,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.journal, self.open_file, self.store = journal, open_file, store
         self._clock = clock
         self._threads: UploadThreads
         self._order = UploadOrder()
-        self._mirror = UploadMirror(journal, self._order)
+        self._mirror = UploadMirror(journal, self._order, clock=clock)
         self._settling = UploadSettling(journal, catalog)
         self._patience = UploadPatience()
         self._draining = self._waiters = 0

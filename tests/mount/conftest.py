@@ -94,6 +94,7 @@ class CommandLine:
     base: Path
     environment: dict[str, str] = field(repr=False)
     mounted: list[Path] = field(default_factory=list)
+    python: str = sys.executable
 
     def __post_init__(self) -> None:
         self.environment = {**self.environment, "PATH": f"{self.environment.get('PATH', os.defpath)}:{self.base}"}
@@ -109,7 +110,7 @@ class CommandLine:
     def run(self, *words: str, timeout: float = 60, environment: dict[str, str] | None = None) -> Result:
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "mountkit", *words],
+            [self.python, "-m", "mountkit", *words],
             env=self.environment if environment is None else environment,
             capture_output=True,
             text=True,

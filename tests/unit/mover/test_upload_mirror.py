@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mountkit.mover.upload_mirror import UploadMirror
-from mountkit.mover.upload_order import UploadOrder
+from mountkit.mover.upload_order import LINGER_S, UploadOrder
 from mountkit.staging.queue import UploadJournal
 from tests.unit.mover.staged import CANCELLED, PUT, HandServer
 
@@ -73,10 +73,21 @@ def test_what_a_cancelled_operation_stood_in_for_is_over_in_the_journal_too(
     file = server.file(b"x")
     stale, later = (server.queue(PUT, b"a", file=file, old=True) for _ in range(2))
     mirror.look()
-    ((taken,),) = order.next_ready(time.time(), 9)
+    ((taken,),) = order.next_ready(clock.now_s, 9)
     assert taken.seq == stale and order.stale(taken) == []
     server.cancel(later)
     clock.now_s += LATER_S
     assert mirror.look()
     assert stale not in order and later not in order
     assert server.state(stale) is CANCELLED
+
+
+@pytest.mark.parametrize("off_s", [86_400.0, -86_400.0])
+def test_what_was_queued_before_the_wall_clock_was_set_lingers_no_longer_than_anything(
+    server: HandServer, journal: UploadJournal, off_s: float
+) -> None:
+    order, clock = UploadOrder(), Clock()
+    seq = server.stage(b"a", b"x", queued_at=time.time() + off_s)
+    UploadMirror(journal, order, clock=clock).look()
+    ((ready,),) = order.next_ready(clock.now_s + LINGER_S, 9)
+    assert ready.seq == seq
