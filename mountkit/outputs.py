@@ -37,6 +37,10 @@ _ABANDONED = {
     Abandoned.BEHIND: "it was to come after a file that lost bytes when the power was cut",
 }
 _COPY_BYTES = 1 << 20
+_SILENCE_S = 60.0
+"""How long a mover may say nothing: it tells of a drain's progress five times a second."""
+_SUCCESSOR_S, _AGAIN_S = 20.0, 0.1
+"""How long a dead mover's successor may take until it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +203,8 @@ def drain(place: Place, *, timeout_s: float, show: Show, retry: bool = True) -> 
     socket_path = places.mover_socket(place.state_directory, place.info.owner_uid)
     last: dict[str, Any] = {}
     try:
-        with ipc.Client(socket_path) as mover:
-            last = show(_until(mover.stream("drain", retry=retry), timeout_s))
+        silence_s = min(_SILENCE_S, max(1.0, timeout_s))
+        last = show(_until(_updates(socket_path, silence_s, retry=retry), timeout_s))
     except KeyboardInterrupt:
         notes.say(f"{place.directory} stays mounted and goes on uploading")
         raise
@@ -228,6 +232,25 @@ def drain_for_unmount(directory: str, *, show: Show, timeout_s: float | None = N
     except UploadsLeft as exc:
         exc.hint += f"; `mountkit unmount {info.directory} --force` does not wait, the next mount goes on"
         raise
+
+
+def _updates(socket_path: str, silence_s: float, *, retry: bool) -> Iterator[dict[str, Any]]:
+    """A drain's progress, then its result; also over the death of movers. Raises OSError, ChannelClosed.
+
+    TimeoutError where a mover is there and says nothing for so long.
+    """
+    answered_at = time.monotonic()
+    while True:
+        try:
+            with ipc.Client(socket_path) as mover:
+                for update in mover.stream("drain", retry=retry, timeout_s=silence_s):
+                    answered_at = time.monotonic()
+                    yield update
+                return
+        except (ipc.ChannelClosed, ConnectionError, FileNotFoundError):
+            if time.monotonic() - answered_at > _SUCCESSOR_S:
+                raise
+        time.sleep(_AGAIN_S)
 
 
 def _until(updates: Iterator[dict[str, Any]], timeout_s: float) -> Iterator[dict[str, Any]]:
