@@ -163,6 +163,11 @@ def hide() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def keep_files_private() -> None:
+    """What this process makes is its user's alone, SQLite's files too, which ask for no mode of their own."""
+    os.umask(0o077)
+
+
 def sealed_environment(passwd_credentials: tuple[str, str] | None) -> int:
     """A sealed memfd with the store environment: nobody can change it, and it is in no one's argv or environment."""
     fd = os.memfd_create("mountkit-secrets", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

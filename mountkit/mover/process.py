@@ -294,6 +294,7 @@ def main() -> None:
     """Entry of the process: `python -I -m mountkit.mover.process CHANNEL_FD`."""
     os.chdir("/")
     processes.hide()
+    processes.keep_files_private()
     logs.basic()
     sys.exit(trio.run(_main, int(sys.argv[1])))
 

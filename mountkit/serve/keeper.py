@@ -318,6 +318,7 @@ def main() -> None:
     """Entry of the process: `python -I -m mountkit.serve.keeper CHANNEL_FD`."""
     os.chdir("/")
     processes.hide()
+    processes.keep_files_private()
     logs.basic()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal must not end a mount
     sys.exit(trio.run(_main, [int(word) for word in sys.argv[1:]]))

@@ -191,6 +191,7 @@ def main() -> None:
     """Entry of the process: `python -I -m mountkit.serve.server CHANNEL_FD`."""
     os.chdir("/")
     processes.hide()
+    processes.keep_files_private()
     logs.basic()
     try:
         sys.exit(trio.run(_main, int(sys.argv[1])))

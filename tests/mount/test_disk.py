@@ -217,6 +217,14 @@ def warnings(line: CommandLine, root: Path) -> list[str]:
     return [text.partition("]: ")[2] for text in log.splitlines() if " WARNING " in text or " ERROR " in text]
 
 
+def assert_said_once(line: CommandLine, root: Path, cause: str) -> None:
+    """One warning that the disk cannot be used, and why, however many writes it has refused; one that it can again."""
+    (said,) = [text for text in warnings(line, root) if "cannot be used: " in text]
+    assert cause in said
+    (healed,) = [text for text in warnings(line, root) if text.endswith("works again")]
+    assert warnings(line, root).index(said) < warnings(line, root).index(healed)
+
+
 def is_ok(line: CommandLine, root: Path) -> Callable[[], bool]:
     return lambda: bool(line.status(root)["state"] == "ok")
 
@@ -316,6 +324,7 @@ def test_a_disk_that_becomes_read_only_is_said_and_used_again(bucket: Bucket, mo
             wait_until(is_ok(mountkit, root), seconds=25)
         check(root, objects | objects2)
         assert failures == []
+        assert_said_once(mountkit, root, "Read-only file system")
         mountkit.unmount(root)
 
 
@@ -357,6 +366,7 @@ def test_a_disk_with_io_errors_is_said_and_used_again(bucket: Bucket, mountkit: 
             wait_until(is_ok(mountkit, root), seconds=25)
         check(root, objects | more)
         assert failures == []
+        assert_said_once(mountkit, root, "Input/output error")
         mountkit.unmount(root)
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import random
 import signal
+import stat
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mountkit import mountinfo
+from mountkit import mountinfo, places
 from tests.mount.conftest import Bucket, CommandLine, content, drop_page_cache, kill, kill_all_at_once, wait_until
 from tests.mount.killing import killed_at_answer, stopped_after_reading
 
@@ -565,6 +566,28 @@ def test_only_the_mover_knows_the_secret(bucket: Bucket, mountkit: CommandLine) 
             assert secret not in Path(f"/proc/{pid}/{name}").read_bytes()
     assert secret.decode() not in mountkit.run("status", "--json").out
     assert secret not in Path(status["log"]).read_bytes()
+
+
+def test_what_lies_in_the_cache_is_its_owners_alone(bucket: Bucket, mountkit: CommandLine) -> None:
+    """[secrets-1] Whatever the umask; and so are the sockets."""
+    bucket.put("a", b"bytes")
+    before = os.umask(0)
+    try:
+        directory = mountkit.mount(bucket.source, "--writable")
+    finally:
+        os.umask(before)
+    assert (directory / "a").read_bytes() == b"bytes"
+    (directory / "b").write_bytes(b"staged")
+    state = Path(mountkit.status(directory)["state_directory"])
+    wait_until(lambda: any(state.glob("segments/*")), seconds=5)
+    kinds = {"catalog.db", "index.db", "journal.db", "mountkit.log"}
+    found = {path: path.lstat().st_mode for path in [state, *state.rglob("*")]}
+    assert {path.name for path in found} > kinds
+    assert {oct(mode) for mode in found.values() if stat.S_ISDIR(mode)} == {oct(stat.S_IFDIR | 0o700)}
+    assert [path for path, mode in found.items() if not stat.S_ISDIR(mode) and mode & 0o077] == []
+    device = mountkit.status(directory)["device"]
+    assert stat.S_IMODE(os.stat(places.keeper_socket(device)).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(places.mover_socket(str(state))).st_mode) == 0o600
 
 
 def _holds(pid: int, secret: bytes) -> bool:
