@@ -238,6 +238,41 @@ MUTATIONS = [
         "",
         "tests/unit/test_processes.py",
     ),
+    Mutation(
+        "with the joint thread goes what it had",
+        "mover/joint.py",
+        "            self._leave()\n",
+        "            pass\n",
+        "tests/unit/mover/test_joint.py",
+    ),
+    Mutation(
+        "what was rewritten as it was sent waits for a file that has gone",
+        "mover/upload_order.py",
+        "        if later is None:\n            return None\n",
+        "        if later is None or later.kind is not OperationKind.PUT:\n            return None\n",
+        "tests/unit/mover/test_uploads.py -k rewritten",
+    ),
+    Mutation(
+        "what a dead mover had begun counts as never sent",
+        "staging/journal.py",
+        "        begun = started_at is not None and error is None\n",
+        "        begun = False\n",
+        "tests/unit/serve/test_output_renames.py",
+    ),
+    Mutation(
+        "uploads wait for the wall clock",
+        "mover/upload_mirror.py",
+        "since=self._clock() - max(0.0, time.time() - operation.queued_at)",
+        "since=self._clock() - time.time() + operation.queued_at",
+        "tests/mount/test_clock.py -k closed",
+    ),
+    Mutation(
+        "names are fresh that a wall clock ahead has dated",
+        "catalog/view.py",
+        "    known = [date if date <= now else 0.0 for date in dates if date is not None]",
+        "    known = [date for date in dates if date is not None]",
+        "tests/mount/test_clock.py -k readers",
+    ),
     # ---- store
     Mutation(
         "another version's bytes are taken",

@@ -90,6 +90,7 @@ def settle(overlay: Overlay, torn: Sequence[Node]) -> None:
     undone = _undo_what_followed(overlay, losses, {node.id for node in whole})
     for node in whole:
         overlay.journal.give_up(node.seq)
+        overlay.journal.give_up_file(node.file)
         _abandon(overlay, node, Abandoned.TORN, losses)
     if undone:
         log.warning("%d later changes are undone: they were to come after bytes that are lost", undone)

@@ -215,6 +215,13 @@ class Journal:
             (int(OperationState.CANCELLED), seq),
         )
 
+    def give_up_file(self, file: int | None) -> None:
+        """As `give_up`, everything that was to send this staging file: also its bytes of before, which nobody has."""
+        self.db.execute(
+            f"UPDATE operation SET state = ? WHERE file = ? AND {_OPEN}",  # noqa: S608
+            (int(OperationState.CANCELLED), file),
+        )
+
     def operation(self, seq: int) -> Operation | None:
         row = self.db.execute(f"SELECT {_COLUMNS} FROM operation WHERE seq = ?", (seq,)).fetchone()  # noqa: S608
         return Operation._make(row) if row else None

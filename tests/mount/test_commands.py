@@ -97,7 +97,7 @@ def test_a_container_reads_the_bucket_and_its_exit_code_comes_through(
 @pytest.mark.parametrize(
     ("files", "epochs", "deaths"), [(400, 6, 3), pytest.param(5000, 2, 5, marks=pytest.mark.soak)], ids=["400", "5000"]
 )
-def test_a_container_does_not_notice_that_servers_and_mover_are_killed(
+def test_a_container_does_not_notice_that_servers_mover_and_keeper_are_killed(
     bucket: Bucket, mountkit: CommandLine, tiny_image: str, files: int, epochs: int, deaths: int
 ) -> None:
     right = hashlib.sha256()
@@ -116,7 +116,10 @@ def test_a_container_does_not_notice_that_servers_and_mover_are_killed(
         before = mountkit.status(root)
         kill(before["server_pids"][1])
         kill(before["mover_pid"])
-        wait_until(lambda gone=before["mover_pid"]: mountkit.status(root)["mover_pid"] != gone)  # type: ignore[misc]
+        if death == deaths - 1:
+            kill(before["keeper_pid"])
+        gone = {None, before["mover_pid"]}  # None: no keeper is there to tell
+        wait_until(lambda gone=gone: mountkit.status(root).get("mover_pid") not in gone)  # type: ignore[misc]
     out, err = container.communicate(timeout=120)
     assert container.returncode == 0, err
     assert out.splitlines() == [f"{right.hexdigest()}  -"] * epochs

@@ -138,6 +138,20 @@ def test_a_marker_that_a_power_cut_takes_away_gives_way_to_the_one_before(out: O
     assert os.pread(after.fs.files.descriptor(place.node.inode), 9, 0) == b"one"
 
 
+def test_with_torn_bytes_all_is_given_up_that_was_to_send_that_file(out: Outputs) -> None:
+    """Also what a mover had begun before the file was written anew: nobody can ever do it, and others wait for it."""
+    inode = out.write("a", b"abc")
+    out.begin()
+    again, handle = out.do(out.fs.entries.create, 1, b"a", 0o644, W, ME)
+    assert again.inode == inode
+    out.fs.files.write(inode, 0, memoryview(b"longer"))
+    out.do(out.fs.files.flush, handle, dying=lambda: False)
+    out.do(out.fs.files.release, handle)
+    assert out.queued() == ["PUT a", "PUT a"]
+    _tear(out, inode)
+    assert out.again(first=True).queued() == []
+
+
 def test_torn_bytes_that_the_bucket_has_are_forgotten(out: Outputs) -> None:
     inode = out.write("a", b"abc")
     out.finish('"a"')
