@@ -61,7 +61,9 @@ class Housekeeper:
             await self._until_quiet()
             some = True
             while some and not self._fetcher.busy:
+                began = trio.current_time()
                 some = await self._seal_some()
+                await trio.sleep(trio.current_time() - began)  # somebody reads perhaps: not more than half of a core
             if not some:
                 await self._fetcher.idle.wait()
 
