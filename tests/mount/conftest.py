@@ -168,13 +168,16 @@ def kill(pid: int) -> None:
 
 
 def kill_all_at_once(mountkit: CommandLine) -> None:
-    """Stops all of its processes first, so that none sees another one die and begins its successor."""
-    pids = list(mountkit.processes())
+    kill_together(list(mountkit.processes()))
+    wait_until(lambda: not mountkit.processes())
+
+
+def kill_together(pids: list[int]) -> None:
+    """Stops them all first, so that none sees another one die and begins its successor."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     for pid in pids:
         kill(pid)
-    wait_until(lambda: not mountkit.processes())
 
 
 @pytest.fixture(scope="session")

@@ -316,7 +316,7 @@ def test_reads_go_on_within_two_seconds_of_a_death(
 
 
 @pytest.mark.parametrize("flags", VARIANTS[:2])
-@pytest.mark.parametrize("deaths", [15, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("deaths", [10, pytest.param(50, marks=pytest.mark.soak)])
 def test_random_deaths_in_a_row(
     bucket: Bucket, mountkit: CommandLine, tmp_path: Path, flags: tuple[str, ...], deaths: int
 ) -> None:
@@ -511,7 +511,7 @@ def test_two_mounts_at_one_directory_at_once_make_one(bucket: Bucket, mountkit: 
 def test_mounts_follow_unmounts_without_a_pause(bucket: Bucket, mountkit: CommandLine) -> None:
     """The next mount may meet a mover that is just ending, and a device number that is just free."""
     bucket.put("a", b"bytes")
-    for _ in range(6):
+    for _ in range(4):
         directory = mountkit.mount(bucket.source)
         assert (directory / "a").read_bytes() == b"bytes"
         mountkit.unmount(directory)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.mount.conftest import Bucket, CommandLine, kill, wait_until
+from tests.mount.conftest import Bucket, CommandLine, kill, kill_together, wait_until
 
 BUDGETS = ("--metadata-budget", "1500ms", "--data-budget", "2s")
 
@@ -56,8 +56,7 @@ def test_what_a_mover_can_do_in_one_way_only_is_the_first_mounts_and_said(
 
     mountkit.unmount(other)
     status = mountkit.status(first)
-    for pid in (*status["server_pids"], status["keeper_pid"]):
-        kill(pid)  # its mover waits a while for another keeper
+    kill_together([*status["server_pids"], status["keeper_pid"]])  # its mover waits a while for another keeper
     accepted = mountkit.run(*words, "--cache-size", "20MB")
     mountkit.mounted.append(other)
     assert (accepted.code, accepted.err) == (0, ""), "nobody is left who has it otherwise"
