@@ -183,6 +183,15 @@ class Journal:
             (int(OperationKind.COPY), key, source_key, source_etag, text, int(ordered), time.time()),
         )
 
+    def replace_copy(self, seq: int, key: bytes, metadata: dict[str, Any]) -> bool:
+        """Has a COPY that has not begun give other metadata; it keeps its place. False if it cannot."""
+        done = self.db.execute(
+            "UPDATE operation SET metadata = ? WHERE seq = ? AND state = ? AND kind = ? AND key = ?",
+            (json.dumps(metadata), seq, int(OperationState.PENDING), int(OperationKind.COPY), key),
+        )
+        self._queued = True
+        return done.rowcount > 0
+
     def queue_delete(self, key: bytes) -> int:
         """`key` shall go, after everything queued so far."""
         return self._queue("kind, key, ordered, queued_at", (int(OperationKind.DELETE), key, 1, time.time()))
@@ -272,6 +281,15 @@ class Journal:
     def open_count(self) -> int:
         (count,) = self.db.execute(f"SELECT count(*) FROM operation WHERE {_OPEN}").fetchone()  # noqa: S608
         return int(count)
+
+    def is_written_after(self, seq: int, key: bytes) -> bool:
+        """Whether an operation after this one is still to put something under a key."""
+        return any(each.seq > seq and each.kind != OperationKind.DELETE for each in self.open_of_key(key))
+
+    def has_metadata(self, seq: int | None) -> bool:
+        """Whether this operation gives, or gave, metadata of its own."""
+        row = self.db.execute("SELECT 1 FROM operation WHERE seq = ? AND metadata IS NOT NULL", (seq,)).fetchone()
+        return row is not None
 
     def is_source(self, key: bytes) -> bool:
         """Whether something still to be done copies from this key."""

@@ -117,12 +117,21 @@ class Publisher:
         key = self.key_of(node.id)
         if key is None:
             return None
+        metadata = _metadata(node, node.mtime_ns)
+        if node.seq is not None and self._journal.replace_copy(node.seq, key, metadata):
+            return node.seq
         source_key, source_etag = self._unstarted_source(node, key)
-        renamed = source_key != key
-        seq = self._journal.queue_copy(key, source_key, source_etag, _metadata(node, node.mtime_ns), ordered=renamed)
-        if renamed:
-            self._delete_after_copy(source_key)
+        if source_key == key:
+            return self._copy_in_place(node, key, source_etag)
+        seq = self._journal.queue_copy(key, source_key, source_etag, metadata, ordered=True)
+        self._delete_after_copy(source_key)
         self._tree.change(node.id, seq=seq, source_key=source_key, source_etag=source_etag)
+        return seq
+
+    def _copy_in_place(self, node: Node, key: bytes, etag: str | None) -> int:
+        """The object lies under its key, or will: it gets the node's attributes there."""
+        seq = self._journal.queue_copy(key, key, etag, _metadata(node, node.mtime_ns), ordered=False)
+        self._tree.change(node.id, seq=seq, source_key=key, source_etag=etag, in_bucket=1)
         return seq
 
     # ---- names ---------------------------------------------------------------------------------------------
@@ -178,36 +187,48 @@ class Publisher:
         key = self.key_of(node.id)
         assert key is not None
         source_key, source_etag = self._unstarted_source(node, old_key)
-        taken |= self._cancel_needless(key)
-        seq = self._journal.queue_copy(key, source_key, source_etag, self._kept_metadata(node), ordered=True)
-        self._tree.change(
-            node.id, seq=seq, source_key=source_key, source_etag=source_etag, in_bucket=int(taken), etag=None
-        )
-        self._delete_after_copy(source_key)
+        if source_key == key:  # renamed, and back before it was copied
+            self._cancel_deletions(key)
+            self._tree.change(node.id, etag=None)
+            self._copy_in_place(node, key, source_etag)
+        else:
+            taken |= self._cancel_needless(key)
+            seq = self._journal.queue_copy(key, source_key, source_etag, self._kept_metadata(node), ordered=True)
+            self._tree.change(
+                node.id, seq=seq, source_key=source_key, source_etag=source_etag, in_bucket=int(taken), etag=None
+            )
+            self._delete_after_copy(source_key)
         if source_key != old_key and (node.in_bucket or self._journal.may_be_done(node.seq)):
             self.delete(old_key)
 
     def _unstarted_source(self, node: Node, key: bytes) -> tuple[bytes, str | None]:
-        """Where the bytes of an object node at `key` are to be copied from; a copy that had not begun is cancelled."""
+        """Where the bytes of an object node at `key` are to be copied from; a copy that had not begun is cancelled.
+
+        Not one whose source is to become something else after it: a later copy would find that there.
+        """
         assert node.source_key is not None
         if node.seq is None or node.source_key == key:
             self._journal.cancel(node.seq)
             return node.source_key if node.seq is None else key, node.source_etag
-        if self._journal.cancel(node.seq):
+        if not self._journal.is_written_after(node.seq, node.source_key) and self._journal.cancel(node.seq):
             return node.source_key, node.source_etag
         operation = self._journal.operation(node.seq)
         return key, operation.etag if operation else None
 
     def _kept_metadata(self, node: Node) -> dict[str, Any] | None:
         """None: what the store has of the object goes with the copy."""
-        return _metadata(node, node.mtime_ns) if node.xattrs or node.etag else None
+        changed = node.xattrs or node.etag or self._journal.has_metadata(node.seq)
+        return _metadata(node, node.mtime_ns) if changed else None
 
     def _delete_after_copy(self, key: bytes) -> int:
         """As `delete`; one that was queued before the copy has to wait for it."""
+        self._cancel_deletions(key)
+        return self.delete(key)
+
+    def _cancel_deletions(self, key: bytes) -> None:
         for operation in self._journal.open_of_key(key):
             if operation.kind == OperationKind.DELETE:
                 self._journal.cancel(operation.seq)
-        return self.delete(key)
 
     def delete(self, key: bytes) -> int:
         """Has an object deleted, if it is there."""

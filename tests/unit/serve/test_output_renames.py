@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from tests.unit.serve.outputs import Outputs, refused
+from tests.unit.serve.outputs import NOTHING, Outputs, refused
 
 
 def test_a_renamed_file_that_was_not_sent_yet_is_sent_once_under_its_new_name(out: Outputs) -> None:
@@ -127,3 +127,84 @@ def test_what_failed_for_good_is_not_deleted_under_its_old_name(out: Outputs) ->
     out.journal.db.execute("UPDATE operation SET state = 3, error = '{}'")
     out.do(out.fs.renames.rename, 1, b"tmp", 1, b"a", 0)
     assert out.queued() == ["PUT a"]
+
+
+def _chmod(out: Outputs, name: bytes) -> None:
+    node = out.fs.names.lookup(1, name).node
+    assert node is not None
+    out.do(out.fs.attributes.set_attributes, node.inode, NOTHING._replace(mode=0o600), 0)
+
+
+def _copied_modes(out: Outputs) -> list[int | None]:
+    """The mode that each copy still to be done gives; None: that of its source."""
+    rows = out.journal.db.execute(
+        "SELECT json_extract(metadata, '$.mode') FROM operation WHERE kind = 2 AND state = 0 ORDER BY seq"
+    )
+    return [None if mode is None else mode & 0o777 for (mode,) in rows]
+
+
+def test_a_renamed_object_keeps_its_place_before_what_took_its_old_name_when_its_mode_is_changed(out: Outputs) -> None:
+    """Behind the new file's PUT the copy would find other bytes, and the deletion would delete those."""
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"y", 0)
+    out.write("x", b"new")
+    _chmod(out, b"y")
+    assert out.queued() == ["COPY x y", "DELETE x", "PUT x"]
+    assert _copied_modes(out) == [0o600]
+
+
+def test_a_renamed_object_is_renamed_again_from_where_it_is_once_its_old_name_is_taken(out: Outputs) -> None:
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"y", 0)
+    out.write("x", b"new")
+    out.do(out.fs.renames.rename, 1, b"y", 1, b"z", 0)
+    assert out.queued() == ["COPY x y", "DELETE x", "PUT x", "COPY y z", "DELETE y"]
+    assert out.names() == ["x", "z"]
+
+
+def test_a_copy_that_failed_is_not_done_behind_what_took_its_source(out: Outputs) -> None:
+    """It may be done yet, at the next drain; what follows waits for that."""
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"y", 0)
+    out.journal.db.execute("UPDATE operation SET state = 3, error = '{}' WHERE kind = 2")
+    out.write("x", b"new")
+    _chmod(out, b"y")
+    assert out.queued() == ["DELETE x", "PUT x", "COPY y y"]
+
+
+def test_an_object_that_is_renamed_and_back_is_not_deleted(out: Outputs) -> None:
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"y", 0)
+    out.do(out.fs.renames.rename, 1, b"y", 1, b"x", 0)
+    assert out.queued() == ["COPY x x"]
+    assert None not in _copied_modes(out), "a store refuses a copy onto itself that changes nothing"
+    assert out.names() == ["x"]
+
+
+def test_an_object_that_is_renamed_back_over_what_took_its_name_is_not_deleted(out: Outputs) -> None:
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"y", 0)
+    out.write("x", b"new")
+    out.do(out.fs.renames.rename, 1, b"y", 1, b"z", 0)
+    out.do(out.fs.renames.rename, 1, b"z", 1, b"y", 0)
+    assert out.queued() == ["COPY x y", "DELETE x", "PUT x", "COPY y y"]
+    out.do(out.fs.renames.rename, 1, b"y", 1, b"x", 0)
+    assert out.queued() == ["COPY x y", "DELETE x", "COPY y x", "DELETE y"]
+
+
+def test_a_mode_that_was_set_between_two_renames_comes_to_the_bucket(out: Outputs) -> None:
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"y", 0)
+    _chmod(out, b"y")
+    out.do(out.fs.renames.rename, 1, b"y", 1, b"z", 0)
+    assert out.queued() == ["COPY x z", "DELETE x"]
+    assert _copied_modes(out) == [0o600]
+
+
+def test_an_object_removed_after_its_mode_was_changed_while_it_was_copied_is_deleted(out: Outputs) -> None:
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"y", 0)
+    out.begin()
+    _chmod(out, b"y")
+    out.do(out.fs.entries.unlink, 1, b"y")
+    assert out.queued() == ["COPY x y", "DELETE x", "DELETE y"]
