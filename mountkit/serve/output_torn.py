@@ -48,15 +48,15 @@ def promised(node: Node) -> Stamp:
 
 
 def is_torn(node: Node, stamp: Stamp | None, *, rebooted: bool) -> bool:
-    """Whether the bytes are older than those that were promised: whatever writes to a file makes its ctime younger.
+    """Whether the disk has not all of the bytes that were promised. Without a reboot: whether it has none.
 
-    Or emptied to be written anew, when the power was cut.
+    Whatever writes to a file makes its ctime younger; it may also have been emptied to be written anew when the power
+    was cut. While the machine runs, nothing that was written is lost: an older ctime is that of a clock set back.
     """
     if stamp is None:
         return True
     wanted = promised(node)
-    older = (stamp.ctime_ns, stamp.size) < (wanted.ctime_ns, wanted.size)
-    return older or (rebooted and stamp.size < wanted.size)
+    return rebooted and (stamp.ctime_ns < wanted.ctime_ns or stamp.size < wanted.size)
 
 
 def stamp_of(overlay: Overlay, number: int) -> Stamp | None:

@@ -57,6 +57,7 @@ def test_a_file_that_is_closed_is_synced_after_that_however_long_it_was_open(out
 
 def _tear(out: Outputs, inode: int) -> None:
     """As a power cut leaves a file whose last bytes had not reached the disk."""
+    out.journal.set_setting("boot", "another")
     out.journal.db.execute("UPDATE node SET put_ctime_ns = put_ctime_ns + 1 WHERE id = ?", (inode & ~NODE_BIT,))
 
 
@@ -175,6 +176,22 @@ def test_a_file_emptied_to_be_written_anew_is_not_published_empty_after_another_
     after = same_boot.again(first=True)
     after.holds()
     assert after.names() == ["a"]
+
+
+def test_a_file_that_was_written_under_a_clock_set_back_is_published_if_the_machine_did_not_go_down(
+    out: Outputs,
+) -> None:
+    """[writing-4] What was changed in it before everything died is whole; nothing that came after it is undone."""
+    inode = out.write("a", b"in the bucket")
+    out.finish('"a"')
+    out.write("latest", b"a")
+    os.pwrite(out.fs.files.descriptor(inode), b"rewritten", 0)
+    out.journal.db.execute("UPDATE node SET put_ctime_ns = put_ctime_ns + 3600000000000 WHERE file IS NOT NULL")
+    after = out.again(first=True)
+    after.holds("a")
+    assert sorted(after.queued()) == ["PUT a", "PUT latest"]
+    assert after.names() == ["a", "latest"]
+    assert os.pread(after.fs.files.descriptor(inode), 9, 0) == b"rewritten"
 
 
 def test_files_that_a_killed_server_never_entered_are_removed(out: Outputs) -> None:
