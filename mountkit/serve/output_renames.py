@@ -34,7 +34,7 @@ class Renames:
         new_directory, new_place = self._entries.new_place(new_parent, new_name)
         if new_place.exists and flags & _NOREPLACE:
             raise FileSystemError(errno.EEXIST)
-        if place.node is not None and new_place.node is not None and place.node.id == new_place.node.id:
+        if (directory.id, place.name) == (new_directory.id, new_place.name):
             return
         if place.is_directory:
             assert place.node is not None

@@ -93,6 +93,12 @@ class Outputs:
         listing.add(Page(tuple(infos), tuple(b"p/" + p.encode() for p in paths if p[-1] == "/"), ""))
         listing.finish()
 
+    def lists(self, infos: list[ObjectInfo]) -> None:
+        """The root was listed just now, and holds these."""
+        listing = self.catalog.begin_listing(self.catalog.root)
+        listing.add(Page(tuple(infos), (), ""))
+        listing.finish()
+
     def do(self, operation: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """An operation in its transaction."""
         with self.journal.transaction():

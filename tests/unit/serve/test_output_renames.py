@@ -208,3 +208,11 @@ def test_an_object_removed_after_its_mode_was_changed_while_it_was_copied_is_del
     _chmod(out, b"y")
     out.do(out.fs.entries.unlink, 1, b"y")
     assert out.queued() == ["COPY x y", "DELETE x", "DELETE y"]
+
+
+def test_an_object_renamed_to_its_own_name_stays(out: Outputs) -> None:
+    """The kernel itself sees to that; nothing may be lost where it does not."""
+    out.holds("x")
+    out.do(out.fs.renames.rename, 1, b"x", 1, b"x", 0)
+    assert out.queued() == []
+    assert out.names() == ["x"]

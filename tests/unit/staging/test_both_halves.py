@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trio
 
+from mountkit.catalog.values import ObjectRow
 from mountkit.mover import uploads
 from mountkit.mover.upload_jobs import in_directory
 from mountkit.mover.upload_order import UploadOrder
@@ -24,11 +25,11 @@ from mountkit.mover.uploads import Uploads
 from mountkit.serve.values import FileSystemError
 from mountkit.staging import schema
 from mountkit.staging.queue import UploadJournal
-from mountkit.staging.tree import NodeKind
+from mountkit.staging.tree import Node, NodeKind
 from mountkit.store.retry import RetryingStore
 from tests.fakes.memory_store import MemoryStore
 from tests.unit.mover.harness import in_trio
-from tests.unit.serve.outputs import ME, Outputs, W
+from tests.unit.serve.outputs import ME, NOTHING, Outputs, W
 
 STEPS = 60
 PREFIX = b"p/"
@@ -45,13 +46,18 @@ class SlowStore(MemoryStore):
 
 
 class Program:
-    """What runs on the mount: writes, renames and removes files of few names, each step one of it."""
+    """What runs on the mount: writes, renames and removes files of few names, each step one of it.
+
+    Some of the names are the bucket's at first; of those and what was renamed the mode is changed, too.
+    """
 
     def __init__(self, out: Outputs, chance: random.Random) -> None:
         self.out, self._chance = out, chance
         self._directories = {"": 1, "d0": out.mkdir("d0"), "d1": out.mkdir("d1")}
         self._open: list[tuple[int, int]] = []
         self._count = 0
+        self._objects: dict[int, bytes] = {self._row(b"f%d" % number).id: b"object %d" % number for number in range(3)}
+        """What the bucket held at first."""
 
     def step(self) -> None:
         acts: list[tuple[Callable[[], None], float]] = [
@@ -60,6 +66,8 @@ class Program:
             (self._end, 3),
             (self._rename, 3),
             (self._remove, 2),
+            (self._change_mode, 2),
+            (self._rotate, 3),
             (self._rename_directory, 1),
             (self._look, 2),
             (self._restart, 0.5),
@@ -72,25 +80,41 @@ class Program:
         while self._open:
             self._end()
 
-    def shown(self) -> dict[bytes, bytes]:
-        """What a reader of the mount finds in it."""
+    def shown(self) -> dict[bytes, tuple[bytes, int]]:
+        """What a reader of the mount finds in it: bytes, and permissions."""
         rows = self.out.journal.db.execute(
-            "SELECT e.parent, e.name, n.file FROM entry e JOIN node n ON n.id = e.node WHERE n.kind = ?",
-            (int(NodeKind.FILE),),
+            "SELECT e.parent, e.name, n.id FROM entry e JOIN node n ON n.id = e.node WHERE n.kind <> ?",
+            (int(NodeKind.DIRECTORY),),
         ).fetchall()
         found = {}
-        for parent, name, file in rows:
-            path = self.out.journal.tree.path(parent)
-            assert path is not None
-            size = self.out.staging.status(file).st_size
-            found[PREFIX + path + name] = os.pread(self.out.staging.descriptor(file), size, 0)
+        for parent, name, ident in rows:
+            path, node = self.out.journal.tree.path(parent), self.out.journal.tree.node(ident)
+            assert path is not None and node is not None
+            found[PREFIX + path + name] = self._bytes(node), node.mode & 0o777
+        for number in range(3):  # what nobody has touched
+            place = self.out.fs.names.lookup(1, b"f%d" % number)
+            if place.node is None and place.row is not None:
+                found[place.row.key] = self._objects[place.row.id], 0o644
         return found
+
+    def _bytes(self, node: Node) -> bytes:
+        if node.file is None:
+            assert node.object is not None
+            return self._objects[node.object]
+        return os.pread(self.out.staging.descriptor(node.file), self.out.staging.status(node.file).st_size, 0)
+
+    def _row(self, name: bytes) -> ObjectRow:
+        row = self.out.fs.names.lookup(1, name).row
+        assert row is not None
+        return row
 
     def _place(self) -> tuple[int, bytes]:
         return self._chance.choice(list(self._directories.values())), b"f%d" % self._chance.randrange(3)
 
-    def _create(self, data: bytes) -> tuple[int, int]:
-        parent, name = self._place()
+    def _create(self, data: bytes, place: tuple[int, bytes] | None = None) -> tuple[int, int]:
+        parent, name = place or self._place()
+        if self.out.fs.names.lookup(parent, name).row is not None:  # else its bytes had to be fetched
+            self.out.do(self.out.fs.entries.unlink, parent, name)
         node, handle = self.out.do(self.out.fs.entries.create, parent, name, 0o644, W | os.O_TRUNC, ME)
         self.out.fs.files.write(node.inode, 0, memoryview(data))
         return node.inode, handle
@@ -99,9 +123,9 @@ class Program:
         self.out.do(self.out.fs.files.flush, handle, dying=lambda: False)
         self.out.do(self.out.fs.files.release, handle)
 
-    def _write(self) -> None:
+    def _write(self, place: tuple[int, bytes] | None = None) -> None:
         self._count += 1
-        self._close(self._create(b"%d" % self._count * self._chance.randrange(1, 9))[1])
+        self._close(self._create(b"%d" % self._count * self._chance.randrange(1, 9), place)[1])
 
     def _begin(self) -> None:
         self._open.append(self._create(b"half"))
@@ -113,11 +137,31 @@ class Program:
             self._close(handle)
 
     def _rename(self) -> None:
-        (parent, name), (new_parent, new_name) = self._place(), self._place()
-        self.out.do(self.out.fs.renames.rename, parent, name, new_parent, new_name, 0)
+        self._move(self._place(), self._place())
+
+    def _move(self, old: tuple[int, bytes], new: tuple[int, bytes]) -> None:
+        self.out.do(self.out.fs.renames.rename, *old, *new, 0)
+
+    def _rotate(self) -> None:
+        """Something gives way to a new file of its name, and is then changed, moved on or moved back."""
+        old, new = self._place(), self._place()
+        self._move(old, new)
+        if self._chance.random() < 0.8:
+            self._write(old)
+        if self._chance.random() < 0.5:
+            self._change_mode(new)
+        if self._chance.random() < 0.5:
+            self._move(new, self._chance.choice((old, self._place())))
 
     def _remove(self) -> None:
         self.out.do(self.out.fs.entries.unlink, *self._place())
+
+    def _change_mode(self, at: tuple[int, bytes] | None = None) -> None:
+        place = self.out.fs.names.lookup(*(at or self._place()))
+        inode = place.node.inode if place.node is not None else place.row.id if place.row is not None else None
+        if inode is not None:
+            changes = NOTHING._replace(mode=self._chance.choice((0o600, 0o640)))
+            self.out.do(self.out.fs.attributes.set_attributes, inode, changes, 0)
 
     def _rename_directory(self) -> None:
         self._count += 1
@@ -176,7 +220,12 @@ async def _silent(_: dict[str, Any]) -> None:
     pass
 
 
-@pytest.mark.parametrize("seed", [*range(1, 7), *(pytest.param(n, marks=pytest.mark.soak) for n in range(7, 200))])
+def _mode(store: MemoryStore, key: bytes) -> int:
+    """As the bucket has it; what nobody has changed has none."""
+    return int(store.head(key).metadata.get("mode", 0o644)) & 0o777
+
+
+@pytest.mark.parametrize("seed", [*range(1, 8), *(pytest.param(n, marks=pytest.mark.soak) for n in range(8, 200))])
 @in_trio
 async def test_whatever_happens_a_drain_ends_and_the_bucket_has_what_the_mount_shows(
     directory_fd: int, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -185,9 +234,9 @@ async def test_whatever_happens_a_drain_ends_and_the_bucket_has_what_the_mount_s
     monkeypatch.setattr(uploads, "UploadOrder", functools.partial(UploadOrder, linger_s=0.02))
     monkeypatch.setattr(uploads, "_CHANGING_S", 0.05)
     chance = random.Random(seed)
-    out = Outputs(directory_fd)
-    out.holds()
-    program, store = Program(out, chance), SlowStore()
+    out, store = Outputs(directory_fd), SlowStore()
+    out.lists([store.put(b"p/f%d" % number, b"object %d" % number) for number in range(3)])
+    program = Program(out, chance)
     async with moving(directory_fd, store) as movers:
         for _ in range(STEPS):
             program.step()
@@ -201,7 +250,7 @@ async def test_whatever_happens_a_drain_ends_and_the_bucket_has_what_the_mount_s
                 assert await movers.uploads.drain(_silent) == {"left": 0, "failed": 0, "errors": {}}
             program.out.upkeep.look()
         in_bucket = [key for key in store.keys() if not key.endswith(b"/")]  # noqa: SIM118 - no dict
-        assert {key: store.data(key) for key in in_bucket} == program.shown()
+        assert {key: (store.data(key), _mode(store, key)) for key in in_bucket} == program.shown()
     program.out.journal.close()
     program.out.staging.close()
     program.out.catalog.close()
