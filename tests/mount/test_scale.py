@@ -84,7 +84,7 @@ def _check(root: Path, objects: dict[str, tuple[int, int]], seed: int) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("count", [4_000, pytest.param(20_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [2_500, pytest.param(20_000, marks=pytest.mark.soak)])
 def test_thousands_of_objects_are_right_through_eight_readers(
     bucket: Bucket, mountkit: CommandLine, count: int
 ) -> None:

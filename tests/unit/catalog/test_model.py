@@ -400,5 +400,5 @@ class CatalogMachine(RuleBasedStateMachine):
 
 TestCatalogModel = CatalogMachine.TestCase
 TestCatalogModel.settings = settings(
-    max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
