@@ -33,8 +33,7 @@ class Stamp(NamedTuple):
 
 
 def stamp_of(fd: int, life: bytes) -> Stamp:
-    found = os.fstat(fd)
-    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, life)
+    return _stamp(os.fstat(fd), life)
 
 
 def look(root: int, content: ContentId, life: bytes) -> Stamp | None:
@@ -43,6 +42,10 @@ def look(root: int, content: ContentId, life: bytes) -> Stamp | None:
         found = os.stat(object_name(content), dir_fd=root, follow_symlinks=False)
     except OSError:
         return None
+    return _stamp(found, life)
+
+
+def _stamp(found: os.stat_result, life: bytes) -> Stamp:
     return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, life)
 
 

@@ -103,9 +103,9 @@ class CacheReader:
     def is_sealed(self, content: ContentId) -> bool:
         """Whether the object has a seal; the file is perhaps not what it was."""
         known = self._seals.get(content)
-        return (known is not None and look(self._root, content, known.life) == known) or self.sealed(
-            content
-        ) is not None
+        if known is not None and look(self._root, content, known.life) == known:
+            return True
+        return self.sealed(content) is not None
 
     def holds_sealed(self) -> bool:
         """Whether there is any seal at all."""

@@ -53,10 +53,10 @@ class Sealer:
                         sealed[content] = stamp
             finally:
                 self._record(sealed)
-        for content, size in objects:
+        for content, size in objects:  # what is in no segment
             if stop():
                 return
-            if size > BLOCK_BYTES:
+            if content not in sealed:
                 self.seal(content, size)
 
     def verify(self, content: ContentId) -> bool:

@@ -165,7 +165,7 @@ class CacheWriter:
         return self._stock.index.is_complete(content, size)
 
     def seal_some(self, objects: Sequence[tuple[ContentId, int]], *, stop: Callable[[], bool]) -> None:
-        """As `seal`, these (object, size) until `stop()`; small ones together, at a third of the cost."""
+        """As `seal`, these (object, size) until `stop()`; small ones together."""
         self._sealer.seal_some(objects, stop=stop)
         self._stock.remove_dead_segments()
 

@@ -165,6 +165,14 @@ def test_some_are_sealed_until_somebody_says_stop(writer: CacheWriter, reader: C
     assert writer.unsealed(10) == []
 
 
+def test_a_small_object_that_came_in_pieces_is_sealed_with_the_others(writer: CacheWriter, reader: CacheReader) -> None:
+    put_parts(writer, SMALL, [0, 1, 2])
+    put(writer, Thing(3, 1000))
+    writer.seal_some(writer.unsealed(10), stop=lambda: False)
+    assert contents_of(reader.open_sealed(SMALL.content)) == SMALL.data()
+    assert writer.unsealed(10) == []
+
+
 def test_what_was_sealed_before_one_fails_stays_sealed(
     writer: CacheWriter, reader: CacheReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ async def test_a_sealed_file_is_handed_out_once_its_checksums_were_checked_in_th
 
 @in_trio
 async def test_a_server_checks_small_files_itself_and_has_the_mover_check_large_ones(b: Bench) -> None:
-    """After a remount each file is checked when it is opened; through the mover that takes twenty times as long."""
+    """After a remount each file is checked when it is opened; small ones without a call to the mover."""
     sizes = {b"small": BLOCK_BYTES, b"large": BLOCK_BYTES + 1}
     files = b.files()
     for name, size in sizes.items():
